@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Memory accounting that any process may leave at any instruction.
+ *
+ * A slice's `memory_used` is the one number that decides; rows say whose it
+ * is.  Invariant:
+ *
+ *	memory_used == sum of the rows + changes under way + leaks
+ *
+ * Charging raises the total before the row, refunding lowers the row before
+ * the total, so a SIGKILL in between can only leak, never free what is in
+ * use.  `begun` and `ended` of a row differ exactly while a change is under
+ * way: a process that is gone with the two unequal may have leaked, and then
+ * the total is reconciled with the rows' sum, at a moment that is shown to be
+ * quiet by reading everything twice.  Nobody ever waits for anybody.
+ */
+#include "abi.h"
+
+#define RECONCILE_TRIES 16
+
+static uint64_t load(const uint64_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static void begin_change(struct vgpu_row *row)
+{
+	__atomic_fetch_add(&row->begun, 1, __ATOMIC_SEQ_CST);
+}
+
+static void end_change(struct vgpu_row *row)
+{
+	__atomic_fetch_add(&row->ended, 1, __ATOMIC_SEQ_CST);
+}
+
+/* Compare and swap, not add and undo: a refused request, however large, must
+ * not make another thread's small one fail in passing. */
+static int reserve(uint64_t *used_word, uint64_t bytes, uint64_t quota)
+{
+	uint64_t used = __atomic_load_n(used_word, __ATOMIC_RELAXED);
+
+	do {
+		if (used > quota || bytes > quota - used)
+			return -1;
+	} while (!__atomic_compare_exchange_n(used_word, &used, used + bytes, 1,
+					      __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+	return 0;
+}
+
+int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t slice,
+		uint64_t bytes, uint64_t quota)
+{
+	struct vgpu_row *row = &ledger->rows[row_index];
+	int refused;
+
+	begin_change(row);
+	refused = reserve(&ledger->slices[slice].memory_used, bytes, quota);
+	if (!refused)
+		__atomic_fetch_add(&row->memory[slice], bytes, __ATOMIC_SEQ_CST);
+	end_change(row);
+	return refused;
+}
+
+void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t slice, uint64_t bytes)
+{
+	struct vgpu_row *row = &ledger->rows[row_index];
+
+	begin_change(row);
+	__atomic_fetch_sub(&row->memory[slice], bytes, __ATOMIC_SEQ_CST);
+	__atomic_fetch_sub(&ledger->slices[slice].memory_used, bytes, __ATOMIC_SEQ_CST);
+	end_change(row);
+}
+
+/* ---- taking back what the dead hold ------------------------------------ */
+
+/* Two looks at all rows, with the totals read in between, agree and show no
+ * change under way: then every row was quiet while the totals were read.
+ * `ended` is read before `begun`, so equal values mean quiet at that moment. */
+static int look(const struct vgpu_ledger *ledger, uint64_t *begun_sum, uint64_t *sums)
+{
+	*begun_sum = 0;
+	for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++)
+		sums[s] = 0;
+	for (uint32_t i = 0; i < VGPU_MAX_PROCESSES; i++) {
+		const struct vgpu_row *row = &ledger->rows[i];
+		uint64_t ended = load(&row->ended), begun;
+
+		for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++)
+			sums[s] += load(&row->memory[s]);
+		begun = load(&row->begun);
+		if (begun != ended)
+			return -1;
+		/* Each row's counter only grows, so an equal sum means equal rows. */
+		*begun_sum += begun;
+	}
+	return 0;
+}
+
+static int reconcile_once(struct vgpu_ledger *ledger)
+{
+	uint64_t first, second, sums[VGPU_MAX_SLICES], totals[VGPU_MAX_SLICES];
+
+	if (look(ledger, &first, sums))
+		return -1;
+	for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++)
+		totals[s] = load(&ledger->slices[s].memory_used);
+	if (look(ledger, &second, sums) || first != second)
+		return -1;
+	/* A leak stays the same whatever is charged meanwhile, so it may be taken
+	 * off whenever the total is seen to be what it was. */
+	for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++)
+		if (totals[s] != sums[s] &&
+		    !__atomic_compare_exchange_n(&ledger->slices[s].memory_used, &totals[s],
+						 sums[s], 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+			return -1;
+	return 0;
+}
+
+static void reconcile(struct vgpu_ledger *ledger)
+{
+	for (int i = 0; i < RECONCILE_TRIES; i++)
+		if (!reconcile_once(ledger)) {
+			__atomic_store_n(&ledger->suspect, 0, __ATOMIC_SEQ_CST);
+			return;
+		}
+	/* Others are busy: the leak stays charged until the next sweep. */
+}
+
+static void free_row(struct vgpu_ledger *ledger, struct vgpu_row *row)
+{
+	/* Being killed between the two steps below leaks, as the dead may have. */
+	__atomic_store_n(&ledger->suspect, 1, __ATOMIC_SEQ_CST);
+	for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++) {
+		uint64_t bytes = __atomic_exchange_n(&row->memory[s], 0, __ATOMIC_SEQ_CST);
+
+		if (bytes)
+			__atomic_fetch_sub(&ledger->slices[s].memory_used, bytes,
+					   __ATOMIC_SEQ_CST);
+	}
+	__atomic_store_n(&row->active, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&row->image, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&row->ended, load(&row->begun), __ATOMIC_SEQ_CST);
+	__atomic_store_n(&row->owner, 0, __ATOMIC_SEQ_CST);
+}
+
+/* The right to sweep passes on by itself when its holder is gone, be it by an
+ * exec that kept the pid. */
+static int become_janitor(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
+			  vgpu_is_gone is_gone)
+{
+	uint64_t janitor = load(&ledger->janitor), held_by = load(&ledger->janitor_image);
+
+	if (janitor == owner ? !held_by || held_by == image
+			     : janitor && !is_gone(janitor, 0))
+		return 0;
+	if (!__atomic_compare_exchange_n(&ledger->janitor, &janitor, owner, 0,
+					 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return 0;
+	__atomic_store_n(&ledger->janitor_image, image, __ATOMIC_SEQ_CST);
+	return 1;
+}
+
+/* Of this very process, but of an image that exec has replaced. */
+static int left_by_exec(const struct vgpu_row *row, uint64_t image)
+{
+	uint64_t then = load(&row->image);
+
+	return then && then != image;
+}
+
+uint32_t vgpu_sweep(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
+		    vgpu_is_gone is_gone)
+{
+	uint32_t freed = 0;
+
+	if (!become_janitor(ledger, owner, image, is_gone))
+		return 0;
+	for (uint32_t i = 0; i < VGPU_MAX_PROCESSES; i++) {
+		struct vgpu_row *row = &ledger->rows[i];
+		uint64_t who = load(&row->owner);
+
+		if (who && (who == owner ? left_by_exec(row, image)
+					 : is_gone(who, load(&row->pid_namespace)))) {
+			free_row(ledger, row);
+			freed++;
+		}
+	}
+	if (load(&ledger->suspect))
+		reconcile(ledger);
+	__atomic_store_n(&ledger->janitor_image, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&ledger->janitor, 0, __ATOMIC_SEQ_CST);
+	return freed;
+}
+
+/* ---- rows ---------------------------------------------------------------- */
+
+static int find_row(const struct vgpu_ledger *ledger, uint64_t owner, uint64_t image)
+{
+	for (int i = 0; i < VGPU_MAX_PROCESSES; i++)
+		if (load(&ledger->rows[i].owner) == owner && load(&ledger->rows[i].image) == image)
+			return i;
+	return -1;
+}
+
+static int take_free_row(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
+			 uint64_t pid_namespace)
+{
+	for (int i = 0; i < VGPU_MAX_PROCESSES; i++) {
+		struct vgpu_row *row = &ledger->rows[i];
+		uint64_t nobody = 0;
+
+		if (load(&row->owner) ||
+		    !__atomic_compare_exchange_n(&row->owner, &nobody, owner, 0,
+						 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+			continue;
+		__atomic_store_n(&row->image, image, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&row->pid_namespace, pid_namespace, __ATOMIC_SEQ_CST);
+		return i;
+	}
+	return -1;
+}
+
+int vgpu_row_take(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
+		  uint64_t pid_namespace, vgpu_is_gone is_gone)
+{
+	int row;
+
+	/* A second copy of the shim in this process, as dlmopen makes, shares it. */
+	row = find_row(ledger, owner, image);
+	if (row >= 0)
+		return row;
+	vgpu_sweep(ledger, owner, image, is_gone);
+	row = take_free_row(ledger, owner, image, pid_namespace);
+	return row;
+}
