@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a program finds: its slice as NVML and CUDA tell it, and what happens around the limit.
+
+Prints one JSON object. NVML is asked through NVIDIA's own client, CUDA through the plain C interface. The
+arguments are sizes in bytes: each is allocated and freed again, and the driver's answer is told.
+"""
+
+import ctypes
+import json
+import os
+import sys
+
+import pynvml
+
+
+def nvml() -> dict[str, object]:
+    pynvml.nvmlInit()
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    return {
+        "nvml": {pynvml.nvmlDeviceGetUUID(each): pynvml.nvmlDeviceGetMemoryInfo(each).total for each in handles},
+    }
+
+
+def cuda(sizes: list[int]) -> dict[str, object]:
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    free, total, pointer = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_uint64()
+    for code in (
+        driver.cuInit(0),
+        driver.cuDeviceGet(ctypes.byref(device), 0),
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
+        driver.cuCtxSetCurrent(context),
+        driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)),
+    ):
+        if code:
+            return {"cuda": None, "code": code}
+    codes = {}
+    for size in sizes:
+        codes[str(size)] = driver.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
+        if not codes[str(size)]:
+            driver.cuMemFree_v2(pointer)
+    return {"cuda": total.value, "allocations": codes}
+
+
+print(json.dumps({**nvml(), **cuda([int(size) for size in sys.argv[1:]]), "environment": sorted(os.environ)}))
