@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import platform
 import re
@@ -224,7 +226,8 @@ def declare(header: Path, target: Path) -> None:
     builder.cdef(declarations(header))
     builder.set_source(f"vgpu_runtime._native.{target.stem}", None)
     target.parent.mkdir(parents=True, exist_ok=True)
-    builder.emit_python_code(str(target))
+    with contextlib.redirect_stdout(io.StringIO()):  # cffi says what it does
+        builder.emit_python_code(str(target))
 
 
 def build(output: Path = OUTPUT, target: str | None = None) -> list[str]:

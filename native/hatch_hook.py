@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]  # hatchling is there only when building
     """hatchling's way in to ``build.py``."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        sys.path.insert(0, str(Path(self.root) / "native"))
-        import build
+        sys.path.insert(0, self.root)
+        from native import build
 
         build.build()
         # No Python version is in the tag: nothing here is linked with Python.

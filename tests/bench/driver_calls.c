@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Times driver calls on request: a line "NAME COUNT" on stdin is answered by the
+ * nanoseconds that COUNT calls took.  The same program runs with the shim and
+ * without, side by side, so that a difference is the shim's and not the hour's.
+ *
+ * It finds the driver as the CUDA runtime does: dlopen, then dlsym.
+ */
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cuda.h"
+
+/* An empty kernel: only the launch itself is to be seen. */
+static const char IMAGE[] = ".version 6.0\n.target sm_50\n.address_size 64\n"
+			    ".visible .entry nothing() { ret; }\n";
+
+/* Every driver function that is called here. */
+#define FUNCTIONS(X)                                                                               \
+	X(cuInit)                                                                                  \
+	X(cuDeviceGet)                                                                             \
+	X(cuDevicePrimaryCtxRetain)                                                                \
+	X(cuCtxSetCurrent)                                                                         \
+	X(cuCtxGetDevice)                                                                          \
+	X(cuCtxSynchronize)                                                                        \
+	X(cuModuleLoadData)                                                                        \
+	X(cuModuleGetFunction)                                                                     \
+	X(cuLaunchKernel)                                                                          \
+	X(cuMemAlloc_v2)                                                                           \
+	X(cuMemFree_v2)                                                                            \
+	X(cuMemGetInfo_v2)
+
+static struct {
+#define FIELD(symbol) __typeof__(&symbol) symbol;
+	FUNCTIONS(FIELD)
+} cuda;
+
+static CUfunction kernel;
+
+static void *find(void *library, const char *name)
+{
+	void *address = dlsym(library, name);
+
+	if (!address) {
+		fprintf(stderr, "driver_calls: the driver has no %s\n", name);
+		exit(1);
+	}
+	return address;
+}
+
+static void check(CUresult result, const char *what)
+{
+	if (result) {
+		fprintf(stderr, "driver_calls: %s failed with %d\n", what, (int)result);
+		exit(1);
+	}
+}
+
+#define CHECK(call) check(call, #call)
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void launches(long count)
+{
+	for (long i = 0; i < count; i++)
+		CHECK(cuda.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
+}
+
+static void pairs(long count)
+{
+	CUdeviceptr pointer;
+
+	for (long i = 0; i < count; i++) {
+		CHECK(cuda.cuMemAlloc_v2(&pointer, 1 << 20));
+		CHECK(cuda.cuMemFree_v2(pointer));
+	}
+}
+
+static void infos(long count)
+{
+	size_t free, total;
+
+	for (long i = 0; i < count; i++)
+		CHECK(cuda.cuMemGetInfo_v2(&free, &total));
+}
+
+static void passes(long count)
+{
+	CUdevice device;
+
+	for (long i = 0; i < count; i++)
+		CHECK(cuda.cuCtxGetDevice(&device));
+}
+
+static const struct {
+	const char *name;
+	void (*run)(long count);
+} operations[] = {
+	{"launch", launches}, {"alloc+free", pairs}, {"meminfo", infos}, {"pass-through", passes},
+};
+
+static void serve(void)
+{
+	char name[32];
+	long count;
+
+	while (scanf("%31s %ld", name, &count) == 2)
+		for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++)
+			if (!strcmp(name, operations[i].name)) {
+				uint64_t start = now_ns();
+
+				operations[i].run(count);
+				printf("%llu\n", (unsigned long long)(now_ns() - start));
+				fflush(stdout);
+				/* What the batch has queued must not be the next one's. */
+				CHECK(cuda.cuCtxSynchronize());
+			}
+}
+
+int main(void)
+{
+	void *driver = dlopen("libcuda.so.1", RTLD_NOW);
+	CUdevice device;
+	CUcontext context;
+	CUmodule module;
+
+	if (!driver) {
+		fprintf(stderr, "driver_calls: %s\n", dlerror());
+		return 1;
+	}
+#define LOAD(symbol) cuda.symbol = (__typeof__(cuda.symbol))find(driver, #symbol);
+	FUNCTIONS(LOAD)
+	CHECK(cuda.cuInit(0));
+	CHECK(cuda.cuDeviceGet(&device, 0));
+	CHECK(cuda.cuDevicePrimaryCtxRetain(&context, device));
+	CHECK(cuda.cuCtxSetCurrent(context));
+	CHECK(cuda.cuModuleLoadData(&module, IMAGE));
+	CHECK(cuda.cuModuleGetFunction(&kernel, module, "nothing"));
+	puts("ready");
+	fflush(stdout);
+	serve();
+	return 0;
+}
