@@ -55,14 +55,14 @@ typedef enum {
 
 /* A structure's version word is its size, with the version number in the
  * top byte. */
-#define NVML_MEMORY_V2			   0x02000028
-#define NVML_PROCESS_DETAIL_LIST_V1	   0x01000018
+#define NVML_MEMORY_V2 0x02000028
+#define NVML_PROCESS_DETAIL_LIST_V1 0x01000018
 #define NVML_PROCESSES_UTILIZATION_INFO_V1 0x01000018
-#define NVML_TEMPERATURE_V1		   0x0100000c
-#define NVML_PCI_INFO_EXT_V1		   0x01000040
+#define NVML_TEMPERATURE_V1 0x0100000c
+#define NVML_PCI_INFO_EXT_V1 0x01000040
 
 /* In place of a number that the driver does not know (64-bit and 32-bit). */
-#define NVML_NO_BYTES	 0xffffffffffffffff
+#define NVML_NO_BYTES 0xffffffffffffffff
 #define NVML_NO_INSTANCE 0xffffffff
 
 typedef struct { /* 24: `used` includes what the driver reserves */
@@ -105,9 +105,9 @@ typedef struct { /* 32 */
 	unsigned long long usedGpuCcProtectedMemory;
 } nvmlProcessDetail_v1_t;
 
-#define NVML_PROCESS_MODE_COMPUTE  0
+#define NVML_PROCESS_MODE_COMPUTE 0
 #define NVML_PROCESS_MODE_GRAPHICS 1
-#define NVML_PROCESS_MODE_MPS	   2
+#define NVML_PROCESS_MODE_MPS 2
 
 typedef struct { /* 24 */
 	unsigned int version;

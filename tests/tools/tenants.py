@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A tenant on a driver, and programs that run in it.
+
+Every program is a process of its own, because that is how a preloaded library meets its host. A tenant
+without a grant is a process with the shim in it and nothing else; one with an empty ``preload`` is the bare
+driver, with which what a limit does is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import build
+import vgpu_shim
+
+from vgpu_runtime import machines
+
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "vgpu_runtime" / "_native"
+LIBRARY = NATIVE / "libvgpu.so"
+PROGRAMS = ROOT / "tests" / "shim" / "programs"
+
+MIB = 2**20
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of intercepts.def."""
+
+    library: str
+    symbol: str
+    base: str
+    since: int
+    flags: int
+    verb: str
+
+
+def intercepts() -> list[Row]:
+    """The table of what the shim changes."""
+    text = (ROOT / "native" / "intercepts.def").read_text()
+    found = re.findall(r'^INTERCEPT\((\w+), (\w+), "(\w*)", (\d+), (\d+), (\w+)\)', text, re.M)
+    return [
+        Row(library, symbol, base, int(since), int(flags), verb) for library, symbol, base, since, flags, verb in found
+    ]
+
+
+def compile_c(target: Path, *sources: Path, flags: Sequence[str] = (), link: Sequence[str] = ()) -> Path:
+    """Compile with the compiler that builds the libraries."""
+    command = [*build.compiler(), "-std=gnu11", "-g0", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", *flags,
+               f"-I{build.NATIVE}", f"-I{build.SHIM}", "-o", str(target), *map(str, sources), *link]  # fmt: skip
+    build.run(command)
+    return target
+
+
+# ---- drivers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What is under the shim."""
+
+    devices: tuple[vgpu_shim.Device, ...]
+    machine: machines.Machine | None
+    """None: this machine's own driver."""
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Environment of a program that no shim is in."""
+        kept = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "VGPU_TENANT")}
+        base = self.machine.environment(kept) if self.machine else kept
+        return {**base, "LC_ALL": "C.UTF-8", **more}
+
+
+def simulated(spec: str, directory: Path) -> Driver:
+    """A new simulated machine."""
+    machine = machines.create(spec, directory)
+    return Driver(tuple(vgpu_shim.Device(one.uuid, one.name, one.memory) for one in machine.devices), machine)
+
+
+# ---- tenants ------------------------------------------------------------------------------------------
+
+PREAMBLE = """
+import ctypes, json, os, sys, time
+sys.path.insert(0, {programs!r})
+def answer(value):
+    print(json.dumps(value), flush=True)
+"""
+
+
+@dataclass
+class Tenant:
+    """A place to run programs: with the shim and a grant, or bare."""
+
+    driver: Driver
+    directory: Path | None = None
+    preload: str = str(LIBRARY)
+    running: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Environment of the tenant's programs."""
+        ours = {"LD_PRELOAD": self.preload} if self.preload else {}
+        if self.directory:
+            ours["VGPU_TENANT"] = str(self.directory)
+        return self.driver.environment(**ours, **more)
+
+    def attempt(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end, whatever that is."""
+        return subprocess.run([str(word) for word in command], env=self.environment(**more), capture_output=True,
+                              text=True, timeout=120, check=False)  # fmt: skip
+
+    def run(self, *command: str | Path, **more: str) -> str:
+        """Run a program that must succeed and say nothing on stderr; what it prints."""
+        done = self.attempt(*command, **more)
+        assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        assert done.stderr == "", done.stderr
+        return done.stdout
+
+    def script(self, text: str) -> list[str]:
+        """A piece of Python as a command."""
+        return [sys.executable, "-c", PREAMBLE.format(programs=str(PROGRAMS)) + textwrap.dedent(text)]
+
+    def ask(self, text: str, **more: str) -> Any:
+        """Run a piece of Python; what it gives to ``answer()``."""
+        return json.loads(self.run(*self.script(text), **more))
+
+    def start(self, *command: str | Path, **more: str) -> subprocess.Popen[str]:
+        """Start a program that ends with the test at the latest."""
+        process = subprocess.Popen([str(word) for word in command], env=self.environment(**more), text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        self.running.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End what was started."""
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+    def change(self, index: int, **fields: int) -> None:
+        """Write fields of a slice's quota, as the node does."""
+        from vgpu_runtime._native._abi import ffi
+
+        assert self.directory is not None
+        native = ffi.dlopen(str(NATIVE / "libvgpu_abi.so"))
+        with (
+            (self.directory / "grant").open("r+b") as file,
+            mmap.mmap(file.fileno(), 0) as view,
+            ffi.from_buffer("struct vgpu_grant *", view, require_writable=True) as grant,
+        ):
+            quota = ffi.new("struct vgpu_quota *", grant.slices[index])
+            for name, value in fields.items():
+                setattr(quota, name, value)
+            native.vgpu_quota_write(grant, index, quota)
+
+    def usage(self) -> list[vgpu_shim.SliceUsage]:
+        """What the tenant has used, as a program in it reads it."""
+        text = f"""
+        sys.path.insert(0, {str(ROOT / "shim")!r})
+        import dataclasses, vgpu_shim
+        answer([dataclasses.asdict(part) for part in vgpu_shim.slices()])
+        """
+        return [vgpu_shim.SliceUsage(**part) for part in self.ask(text)]
+
+
+def create(
+    state: Path, driver: Driver, memory: int | None, cores: int | None, devices: Sequence[int], policy: str = "fixed"
+) -> Tenant:
+    """Create a tenant with the same quota on each device that is named by its index (None: not limited)."""
+    slices = [
+        vgpu_shim.Slice(
+            driver.devices[index].uuid, driver.devices[index].memory, memory, cores, policy if cores else "none"
+        )
+        for index in devices
+    ]
+    return Tenant(driver, vgpu_shim.create_tenant(state, f"t-{uuid.uuid4().hex[:12]}", "process", slices))
+
+
+def served_ns(machine: machines.Machine, pid: int, device: int = 0) -> int:
+    """Device time that a simulated device has given a process, by the machine's own count."""
+    from vgpu_runtime._native._machine import ffi
+
+    with (
+        machine.file.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+        ffi.from_buffer("struct sim_machine *", view) as shared,
+    ):
+        for slot in range(len(shared.processes)):
+            if shared.processes[slot].pid == pid and shared.processes[slot].state:
+                return int(shared.devices[device].shares[slot].served_ns)
+    raise LookupError(f"process {pid} has not used the machine")
