@@ -192,6 +192,10 @@ int vgpu_tenant_path(const char *state, const char *name, char *path, uint32_t s
  * live tenants' quotas leave too little), -EINVAL (bad name) or another -errno. */
 int vgpu_tenant_create(const char *state, const struct vgpu_grant *grant, uint64_t member,
 		       struct vgpu_shortage *shortage);
+/* What the live tenants' quotas leave of the device with that UUID: bytes of its
+ * `device_memory` into `memory`, percent into `cores`.  0 or -errno. */
+int vgpu_tenant_room(const char *state, const uint8_t *device, uint64_t device_memory,
+		     uint64_t *memory, uint64_t *cores);
 /* Add a member; 0, -ENOENT (no such live tenant) or another -errno. */
 int vgpu_tenant_join(const char *state, const char *name, uint64_t member);
 /* Remove the tenant whatever lives in it; 0 or -errno. */

@@ -26,12 +26,13 @@ uint64_t vgpu_draw(uint64_t *full_ns, uint64_t now_ns, uint64_t cost_ns, uint32_
 {
 	uint64_t cost = refill_ns(cost_ns, cores), burst = refill_ns(burst_ns, cores);
 	uint64_t full = __atomic_load_n(full_ns, __ATOMIC_RELAXED), from, wanted;
+	uint64_t most = now_ns + burst + MAX_DEBT_NS;
 
 	do {
 		from = full > now_ns ? full : now_ns;
-		wanted = from + cost;
-		if (wanted > now_ns + burst + MAX_DEBT_NS)
-			wanted = now_ns + burst + MAX_DEBT_NS;
+		if (from > most)	/* the word is the tenant's: it may have been overwritten */
+			from = most;
+		wanted = from + cost > most ? most : from + cost;
 	} while (!__atomic_compare_exchange_n(full_ns, &full, wanted, 1, __ATOMIC_RELAXED,
 					      __ATOMIC_RELAXED));
 	return from > now_ns + burst ? from - now_ns - burst : 0;
@@ -39,10 +40,18 @@ uint64_t vgpu_draw(uint64_t *full_ns, uint64_t now_ns, uint64_t cost_ns, uint32_
 
 void vgpu_settle(uint64_t *full_ns, int64_t delta_ns, uint32_t cores)
 {
-	if (delta_ns >= 0)
+	uint64_t full, less;
+
+	if (delta_ns >= 0) {
 		__atomic_fetch_add(full_ns, refill_ns((uint64_t)delta_ns, cores),
 				   __ATOMIC_RELAXED);
-	else
-		__atomic_fetch_sub(full_ns, refill_ns(0 - (uint64_t)delta_ns, cores),
-				   __ATOMIC_RELAXED);
+		return;
+	}
+	/* Never below 0: when `cores` fell since the draw, more is given back than
+	 * was taken, and shortly after boot the word is small. */
+	less = refill_ns(0 - (uint64_t)delta_ns, cores);
+	full = __atomic_load_n(full_ns, __ATOMIC_RELAXED);
+	while (!__atomic_compare_exchange_n(full_ns, &full, full > less ? full - less : 0, 1,
+					    __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+		;
 }

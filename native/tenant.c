@@ -250,6 +250,24 @@ int vgpu_tenant_create(const char *state, const struct vgpu_grant *grant, uint64
 	return result;
 }
 
+int vgpu_tenant_room(const char *state, const uint8_t *device, uint64_t device_memory,
+		     uint64_t *memory, uint64_t *cores)
+{
+	struct vgpu_quota quota = { .device_memory = device_memory };
+	int lock, tenants = vgpu_state_open(state, &lock);
+
+	if (tenants < 0)
+		return tenants;
+	memcpy(quota.device, device, sizeof(quota.device));
+	*memory = device_memory;
+	*cores = 100;
+	sweep(tenants);
+	subtract_tenants(tenants, &quota, memory, cores);
+	close(tenants);
+	close(lock);
+	return 0;
+}
+
 int vgpu_tenant_join(const char *state, const char *name, uint64_t member)
 {
 	int lock, tenant, result, tenants;

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What belongs to this process alone.  It lives in memory that the kernel
+ * wipes in a child of fork, so that a child begins, whatever its parent was
+ * doing at that moment, with no row, no allocations, no events and every lock
+ * free.  All zero is therefore the valid beginning of everything here.
+ */
+#ifndef VGPU_PROCESS_H
+#define VGPU_PROCESS_H
+
+#include "estimate.h"
+#include "shim.h"
+
+#define MAX_DEVICES 64
+
+/* A lock for a few instructions; never held over a driver or system call. */
+struct lock {
+	uint32_t is_held;
+};
+
+void vgpu_lock(struct lock *lock);
+void vgpu_unlock(struct lock *lock);
+
+/* ---- records.c: which allocation was charged how -------------------------------- */
+
+#define RECORD_BUCKETS (1u << 17) /* 100,000 allocations: less than one in each */
+#define RECORD_STRIPES 64         /* locks: each for every 64th bucket */
+
+struct record {
+	struct record *next;
+	uint64_t pointer, bytes;
+	CUcontext context;
+	uint32_t slice, row;
+};
+
+struct records {
+	struct {
+		struct lock lock;
+		uint32_t padding[15];
+	} stripes[RECORD_STRIPES];
+	struct lock pool_lock;
+	struct record *free;              /* records given back */
+	struct record *fresh, *fresh_end; /* records never used */
+	struct record *buckets[RECORD_BUCKETS];
+};
+
+/* A record to be filled in; NULL when memory is exhausted. */
+struct record *vgpu_record_new(struct records *records);
+void vgpu_record_free(struct records *records, struct record *record);
+/* Enter by record->pointer.  Never fails.  Returns a record that had the same
+ * pointer, which the driver must have freed without our seeing it, or NULL. */
+struct record *vgpu_record_enter(struct records *records, struct record *record);
+/* Take out what is known of a pointer; NULL: nothing. */
+struct record *vgpu_record_take(struct records *records, uint64_t pointer);
+/* Take out all of a context, chained by `next`. */
+struct record *vgpu_record_take_context(struct records *records, CUcontext context);
+
+/* ---- markers.c ------------------------------------------------------------------------ */
+
+#define MARKERS 64
+
+enum marker_state {
+	MARKER_EMPTY,   /* no events yet */
+	MARKER_READY,   /* events that nobody uses */
+	MARKER_BUSY,    /* a thread works on it */
+	MARKER_PENDING, /* recorded, not seen complete */
+};
+
+/* A pair of events round one launch. */
+struct marker {
+	uint32_t state;
+	uint32_t slice;
+	CUcontext context;
+	CUevent start, end;
+	struct estimate *estimate;
+	uint64_t cost_ns;   /* what the launch was debited */
+	uint64_t launches;  /* of its function, before it */
+	uint64_t begin_ns;  /* when the start event was recorded */
+	uint64_t issued_ns; /* the process's count at that moment */
+};
+
+/* ---- the whole ---------------------------------------------------------------------------- */
+
+struct process {
+	uint64_t pid;   /* where the kernel cannot wipe: whose this is */
+	uint64_t owner; /* 0: not asked yet; see vgpu_owner */
+	uint64_t image, pid_namespace;
+	uint64_t swept_ns;            /* when this process swept last */
+	struct lock row_lock;         /* taken by the thread that takes the row */
+	uint32_t row;                 /* row of the ledger + 1; 0: none yet */
+	uint32_t device_count;        /* 0: not known yet */
+	int8_t slice_of[MAX_DEVICES]; /* by CUdevice */
+	struct records records;
+	struct estimates estimates;
+	struct marker markers[MARKERS];
+	uint64_t issued_ns;    /* device time debited between measurements, summed */
+	uint64_t measurements; /* taken so far */
+	uint64_t patient_ns;   /* launches wait for no measurement before this time */
+};
+
+/* NULL when there is no memory for it. */
+struct process *vgpu_process(void);
+/* Row of this process in the ledger, taken at the first call; -1: none is free. */
+int vgpu_process_row(const struct tenant *tenant, struct process *process);
+/* Take back what dead processes hold, unless this process did so less than
+ * `period_ns` ago.  Whether it did now. */
+int vgpu_process_sweep(const struct tenant *tenant, struct process *process, uint64_t period_ns);
+/* Note that this process has used a slice. */
+void vgpu_process_active(const struct tenant *tenant, int row, int slice);
+
+#endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Rewrite, CUDA's half: the driver answers first, with the program's own
+ * arguments, and what it then says of a limited slice is changed to the view.
+ * All of CUDA and NVML derive their numbers from vgpu_view, so that they agree.
+ */
+#include "process.h"
+
+/* The dead hold memory until somebody sweeps: looking often must not cost much. */
+#define SWEEP_PERIOD_NS 100000000
+
+static uint64_t lesser(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+struct view vgpu_view(struct tenant *tenant, int slice, uint64_t total, uint64_t free)
+{
+	struct process *process = vgpu_process();
+	struct vgpu_quota quota;
+	struct view view = {total, free, total - lesser(free, total), 0};
+
+	if (slice < 0)
+		return view;
+	vgpu_quota_read(tenant->grant, (uint32_t)slice, &quota);
+	if (quota.memory >= quota.device_memory)
+		return view;
+	if (process)
+		vgpu_process_sweep(tenant, process, SWEEP_PERIOD_NS);
+	view.is_limited = 1;
+	view.total = lesser(total, quota.memory);
+	view.used = lesser(view.total, __atomic_load_n(&tenant->ledger->slices[slice].memory_used,
+						       __ATOMIC_RELAXED));
+	/* Other users of the device may have left less than the slice has a right to. */
+	view.free = lesser(view.total - view.used, free);
+	return view;
+}
+
+CUresult cuMemGetInfo_v2(size_t *available, size_t *total)
+{
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	struct tenant *tenant = vgpu_tenant();
+	struct process *process;
+	struct view view;
+	CUresult rc;
+
+	if (unlikely(tenant->is_faulty))
+		return FAULTY_CUDA;
+	rc = driver->real.cuMemGetInfo_v2(available, total);
+	if (rc || !tenant->ledger || !(process = vgpu_process()))
+		return rc;
+	/* Either may be left out, and then counts as unbounded. */
+	view = vgpu_view(tenant, vgpu_current_slice(driver, tenant, process),
+			 total ? *total : SIZE_MAX, available ? *available : SIZE_MAX);
+	if (!view.is_limited)
+		return rc;
+	if (total)
+		*total = view.total;
+	if (available)
+		*available = view.free;
+	return rc;
+}
+
+CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device)
+{
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	struct tenant *tenant = vgpu_tenant();
+	struct process *process;
+	struct view view;
+	CUresult rc;
+
+	if (unlikely(tenant->is_faulty))
+		return FAULTY_CUDA;
+	rc = driver->real.cuDeviceTotalMem_v2(bytes, device);
+	if (rc || !bytes || !tenant->ledger || !(process = vgpu_process()))
+		return rc;
+	view = vgpu_view(tenant, vgpu_slice_of_device(driver, tenant, process, device), *bytes,
+			 *bytes);
+	if (view.is_limited)
+		*bytes = view.total;
+	return rc;
+}

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the shim is judged on: the driver under it, tenants, and the C programs of ``programs/``.
+
+The driver is the simulated GPU, or with ``--driver=gpu`` this machine's own; sizes are taken from the device.
+A test that needs a machine of a certain kind asks for ``make_machine``, and has a simulated one in any case.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import vgpu_shim
+from tools.tenants import MIB, NATIVE, PROGRAMS, Driver, Tenant, compile_c, create, simulated
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compile a program of ``programs/``, linked to the driver, once."""
+    folder = tmp_path_factory.mktemp("programs")
+
+    def get(name: str) -> Path:
+        made = folder / name
+        if not made.exists():
+            # Against the simulated driver: a real one has the same names, and may not be there.
+            compile_c(made, PROGRAMS / f"{name}.c", flags=["-O1"],
+                      link=["-Wl,--no-as-needed", f"-L{NATIVE / 'sim'}", "-l:libcuda.so.1", "-l:libnvidia-ml.so.1",
+                            "-ldl", "-lpthread", "-Wl,--allow-shlib-undefined"])  # fmt: skip
+        return made
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def module_driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """The driver of this run, shared by a file's tests."""
+    if request.config.getoption("--driver") == "gpu":
+        return Driver(tuple(vgpu_shim.devices()), None)
+    return simulated("h200", tmp_path_factory.mktemp("machine") / "driver")
+
+
+@pytest.fixture
+def make_machine(tmp_path: Path) -> Callable[[str], Driver]:
+    """Make a simulated machine from a preset's name or from the text of a machine file."""
+
+    def make(spec: str) -> Driver:
+        if "\n" in spec:
+            file = tmp_path / "machine.yaml"
+            file.write_text(textwrap.dedent(spec))
+            spec = str(file)
+        return simulated(spec, tmp_path / f"driver-{Path(spec).stem}")
+
+    return make
+
+
+@pytest.fixture
+def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Driver:
+    """The driver of this run: a new simulated H200, or the real one."""
+    if request.config.getoption("--driver") == "gpu":
+        return Driver(tuple(vgpu_shim.devices()), None)
+    return simulated("h200", tmp_path / "driver")
+
+
+class Make(Protocol):
+    """Makes a tenant; without a driver, on the one of this run."""
+
+    def __call__(
+        self,
+        memory: int | None = None,
+        cores: int | None = None,
+        *,
+        devices: Sequence[int] = (0,),
+        on: Driver | None = None,
+    ) -> Tenant: ...
+
+
+@pytest.fixture
+def make_tenant(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Make tenants that end with the test."""
+    made: list[Tenant] = []
+
+    def make(
+        memory: int | None = None,
+        cores: int | None = None,
+        *,
+        devices: Sequence[int] = (0,),
+        on: Driver | None = None,
+    ) -> Tenant:
+        made.append(create(tmp_path / "state", on or request.getfixturevalue("driver"), memory, cores, devices))
+        return made[-1]
+
+    yield make
+    for tenant in made:
+        tenant.stop()
+
+
+@pytest.fixture
+def bare(driver: Driver) -> Iterator[Tenant]:
+    """The driver without us: what a limit is compared with."""
+    tenant = Tenant(driver, preload="")
+    yield tenant
+    tenant.stop()
+
+
+@pytest.fixture
+def quota(driver: Driver) -> int:
+    """A memory quota: a sixteenth of the device, in whole blocks of 2 MiB."""
+    return driver.devices[0].memory // 16 // (2 * MIB) * (2 * MIB)

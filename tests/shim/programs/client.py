@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small face of the driver for test programs: ctypes, as many real clients use it."""
+
+from __future__ import annotations
+
+import ctypes
+
+cuda = ctypes.CDLL("libcuda.so.1")
+OUT_OF_MEMORY = 2
+
+
+def size(value: int) -> ctypes.c_size_t:
+    return ctypes.c_size_t(value)
+
+
+def pointer() -> ctypes.c_uint64:
+    return ctypes.c_uint64()
+
+
+def up(ordinal: int = 0) -> ctypes.c_void_p:
+    """Initialise the driver and make a context of a device current."""
+    context = ctypes.c_void_p()
+    check(cuda.cuInit(0))
+    check(cuda.cuCtxCreate_v2(ctypes.byref(context), 0, ordinal))
+    return context
+
+
+def check(code: int) -> None:
+    assert code == 0, f"the driver returned {code}"
+
+
+def alloc(amount: int) -> tuple[int, ctypes.c_uint64]:
+    """What cuMemAlloc_v2 returns, and the pointer."""
+    made = pointer()
+    return cuda.cuMemAlloc_v2(ctypes.byref(made), size(amount)), made
+
+
+def alloc_managed(amount: int) -> tuple[int, ctypes.c_uint64]:
+    made = pointer()
+    return cuda.cuMemAllocManaged(ctypes.byref(made), size(amount), 1), made
+
+
+def alloc_async(amount: int) -> tuple[int, ctypes.c_uint64]:
+    made = pointer()
+    return cuda.cuMemAllocAsync(ctypes.byref(made), size(amount), None), made
+
+
+def alloc_async_ptsz(amount: int) -> tuple[int, ctypes.c_uint64]:
+    made = pointer()
+    return cuda.cuMemAllocAsync_ptsz(ctypes.byref(made), size(amount), None), made
+
+
+def alloc_pitch(amount: int) -> tuple[int, ctypes.c_uint64]:
+    """Rows of 64 KiB."""
+    made, pitch = pointer(), ctypes.c_size_t()
+    code = cuda.cuMemAllocPitch_v2(ctypes.byref(made), ctypes.byref(pitch), size(65536), size(amount // 65536), 4)
+    return code, made
+
+
+def free(made: ctypes.c_uint64) -> int:
+    code: int = cuda.cuMemFree_v2(made)
+    return code
+
+
+def info() -> tuple[int, int]:
+    """Free and total bytes of the current device, as cuMemGetInfo_v2 says."""
+    available, total = ctypes.c_size_t(), ctypes.c_size_t()
+    check(cuda.cuMemGetInfo_v2(ctypes.byref(available), ctypes.byref(total)))
+    return available.value, total.value
+
+
+def spin_function() -> ctypes.c_void_p:
+    """The kernel that lasts as many nanoseconds as its argument says."""
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    check(cuda.cuModuleLoadData(ctypes.byref(module), SPIN))
+    check(cuda.cuModuleGetFunction(ctypes.byref(function), module, b"vgpu_spin"))
+    return function
+
+
+def launch(function: ctypes.c_void_p, ns: int, stream: ctypes.c_void_p | None = None, grid: int = 1) -> int:
+    argument = ctypes.c_uint64(ns)
+    arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
+    code: int = cuda.cuLaunchKernel(function, grid, 1, 1, 1, 1, 1, 0, stream, arguments, None)
+    return code
+
+
+SPIN = b"""
+.version 6.0
+.target sm_50
+.address_size 64
+.visible .entry vgpu_spin(.param .u64 ns)
+{
+	.reg .u64 %rd<5>;
+	.reg .pred %p;
+	ld.param.u64 %rd1, [ns];
+	mov.u64 %rd2, %globaltimer;
+again:
+	mov.u64 %rd3, %globaltimer;
+	sub.u64 %rd4, %rd3, %rd2;
+	setp.lt.u64 %p, %rd4, %rd1;
+	@%p bra again;
+	ret;
+}
+"""

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewrite: a tenant is told of its slice, by CUDA and by NVML alike."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable
+
+import pytest
+from tools.tenants import MIB, Driver, Tenant
+
+Make = Callable[..., Tenant]
+
+NVML = """
+nvml = ctypes.CDLL("libnvidia-ml.so.1")
+class Memory(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+class Memory2(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint),
+                *((name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used"))]
+class Process(ctypes.Structure):
+    _fields_ = [("pid", ctypes.c_uint), ("memory", ctypes.c_ulonglong),
+                ("gpu", ctypes.c_uint), ("compute", ctypes.c_uint)]
+class Process1(ctypes.Structure):
+    _fields_ = [("pid", ctypes.c_uint), ("memory", ctypes.c_ulonglong)]
+LISTS = {"nvmlDeviceGetComputeRunningProcesses": Process1, "nvmlDeviceGetComputeRunningProcesses_v2": Process,
+         "nvmlDeviceGetComputeRunningProcesses_v3": Process}
+def nvml_up(index=0):
+    handle = ctypes.c_void_p()
+    assert nvml.nvmlInit_v2() == 0
+    assert nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0
+    return handle
+def nvml_info(handle):
+    memory = Memory()
+    assert nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0
+    return {name: getattr(memory, name) for name, _ in Memory._fields_}
+def nvml_info2(handle):
+    memory = Memory2(version=0x02000028)
+    assert nvml.nvmlDeviceGetMemoryInfo_v2(handle, ctypes.byref(memory)) == 0
+    return {name: getattr(memory, name) for name, _ in Memory2._fields_[1:]}
+def nvml_processes(handle, name, capacity=64):
+    array, count = (LISTS[name] * capacity)(), ctypes.c_uint(capacity)
+    code = getattr(nvml, name)(handle, ctypes.byref(count), array if capacity else None)
+    return code, count.value, [[one.pid, one.memory] for one in array[:count.value]]
+"""
+
+
+def ask(tenant: Tenant, script: str, **more: str) -> object:
+    """Run a script that may use the face of NVML above."""
+    return tenant.ask("\n" + NVML + textwrap.dedent(script), **more)
+
+
+MEMORY = """
+from client import *
+up()
+before, total = info()
+device = ctypes.c_size_t()
+check(cuda.cuDeviceTotalMem_v2(ctypes.byref(device), 0))
+code, made = alloc({amount})
+handle = nvml_up()
+answer([code, total, device.value, before - info()[0], info()[0], nvml_info(handle), nvml_info2(handle)])
+"""
+
+
+def test_all_ways_to_ask_for_memory_agree_on_the_slice(make_tenant: Make, quota: int) -> None:
+    code, total, device, charged, free, first, second = ask(make_tenant(quota), MEMORY.format(amount=quota // 4))
+    assert (code, total, device, charged) == (0, quota, quota, quota // 4)
+    assert free == quota - quota // 4
+    assert first == {"total": quota, "free": free, "used": quota // 4}
+    assert second == {"total": quota, "reserved": 0, "free": free, "used": quota // 4}
+
+
+def test_without_us_the_device_is_shown(bare: Tenant, driver: Driver, quota: int) -> None:
+    _, total, device, _, _, first, _ = ask(bare, MEMORY.format(amount=quota // 4))
+    assert total == device > quota
+    assert first["total"] == driver.devices[0].memory
+
+
+def test_a_slice_without_a_limit_shows_the_device(make_tenant: Make, bare: Tenant, quota: int) -> None:
+    script = """
+    from client import *
+    up()
+    device = ctypes.c_size_t()
+    check(cuda.cuDeviceTotalMem_v2(ctypes.byref(device), 0))
+    handle = nvml_up()
+    answer([info()[1], device.value, nvml_info(handle)["total"], nvml_info2(handle)])
+    """
+    ours, theirs = ask(make_tenant(), script), ask(bare, script)
+    assert ours[:3] == theirs[:3]
+    assert ours[3]["reserved"] == theirs[3]["reserved"]
+
+
+def test_memory_of_all_processes_of_the_tenant_counts(make_tenant: Make, quota: int) -> None:
+    tenant = make_tenant(quota)
+    hold = tenant.start(*tenant.script(f"from client import *\nup()\nanswer(alloc({quota // 2})[0])\nsys.stdin.read()"))
+    assert hold.stdout is not None
+    assert hold.stdout.readline() == "0\n"
+    script = "from client import *\nup()\nanswer([info()[0], nvml_info(nvml_up())['used']])"
+    assert ask(tenant, script) == [quota - quota // 2, quota // 2]
+    hold.kill()
+    hold.wait()
+    time.sleep(0.15)
+    assert ask(tenant, script) == [quota, 0]
+
+
+def test_free_memory_is_never_more_than_the_device_has(
+    make_machine: Callable[[str], Driver], make_tenant: Make
+) -> None:
+    """Somebody outside of all tenants has filled the device."""
+    machine = make_machine("t4")
+    whole = machine.devices[0].memory
+    outside = Tenant(machine, preload="")
+    tenant = make_tenant(whole // 2, on=machine)
+    fill = outside.start(
+        *outside.script(f"from client import *\nup()\nanswer(alloc(info()[0] - {whole // 8})[0])\nsys.stdin.read()")
+    )
+    try:
+        assert fill.stdout is not None
+        assert fill.stdout.readline() == "0\n"
+        script = (
+            "from client import *\nup()\nhandle = nvml_up()\nanswer([info(), nvml_info(handle), nvml_info2(handle)])"
+        )
+        (free, total), first, second = ask(tenant, script)
+    finally:
+        outside.stop()
+    assert free < whole // 8
+    assert total == first["total"] == second["total"] == whole // 2
+    assert first["free"] == second["free"] == free
+    assert first["used"] == second["used"] + second["reserved"] == total - free
+    assert second["used"] == 0
+
+
+def test_outputs_that_are_left_out_stay_out(make_tenant: Make, bare: Tenant, quota: int) -> None:
+    script = """
+    from client import *
+    up()
+    available, total = ctypes.c_size_t(1), ctypes.c_size_t(1)
+    codes = [cuda.cuMemGetInfo_v2(ctypes.byref(available), None), cuda.cuMemGetInfo_v2(None, ctypes.byref(total)),
+             cuda.cuMemGetInfo_v2(None, None)]
+    answer([codes, available.value, total.value])
+    """
+    codes, free, total = make_tenant(quota).ask(script)
+    assert codes == bare.ask(script)[0]
+    if not codes[0]:
+        assert free == quota
+    if not codes[1]:
+        assert total == quota
+
+
+def test_a_limit_lowered_below_usage_shows_no_free_memory_and_refuses(make_tenant: Make, quota: int) -> None:
+    """The grant changes while the program runs: seen at the next call."""
+    tenant = make_tenant(quota)
+    script = f"""
+    from client import *
+    up()
+    code, made = alloc({quota // 2})
+    answer(code)
+    sys.stdin.readline()
+    answer([info(), alloc(1)[0], free(made), info(), alloc({quota // 4})[0], alloc(1)[0]])
+    """
+    process = tenant.start(*tenant.script(script))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0\n"
+    tenant.change(0, memory=quota // 4)
+    said, _ = process.communicate("\n", timeout=60)
+    quarter = quota // 4
+    assert said == f"[[0, {quarter}], 2, 0, [{quarter}, {quarter}], 0, 2]\n"
+
+
+# ---- process lists ---------------------------------------------------------------------------------------
+
+LISTS = (
+    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetComputeRunningProcesses_v2",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_process_list_is_the_tenants_own(make_tenant: Make, bare: Tenant, quota: int, name: str) -> None:
+    tenant = make_tenant(quota)
+    held = {}
+    for number, where in enumerate((tenant, tenant, bare)):
+        amount = (number + 1) * 16 * MIB
+        process = where.start(
+            *where.script(f"from client import *\nup()\nanswer(alloc({amount})[0])\nsys.stdin.read()")
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        held[process.pid] = amount if where is tenant else None
+    expected = sorted([pid, amount] for pid, amount in held.items() if amount)
+    code, count, found = ask(tenant, f"answer(nvml_processes(nvml_up(), {name!r}))")
+    assert (code, count, sorted(found)) == (0, 2, expected)
+    if bare.driver.machine:  # a real one may show its processes to root alone
+        assert len(ask(bare, f"answer(nvml_processes(nvml_up(), {name!r}))")[2]) == 3
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_two_call_protocol_counts_what_is_shown(make_tenant: Make, bare: Tenant, quota: int, name: str) -> None:
+    script = f"""
+    from client import *
+    handle, said = nvml_up(), []
+    def count(capacity, array):
+        number = ctypes.c_uint(capacity)
+        code = nvml.{name}(handle, ctypes.byref(number), array)
+        return [code, number.value]
+    def ask():
+        said.append([count(0, None), count(8, (LISTS[{name!r}] * 8)()), count(0, (LISTS[{name!r}] * 8)())])
+    ask()
+    up()
+    check(alloc(1 << 20)[0])
+    ask()
+    bad = [nvml.{name}(handle, None, None), count(4, None)[0],
+           nvml.{name}(ctypes.c_void_p(0), ctypes.byref(ctypes.c_uint(0)), None)]
+    nvml.nvmlShutdown()
+    answer([said, bad, count(0, None)[0]])
+    """
+    said, bad, after = ask(make_tenant(quota), script)
+    assert said == [[[0, 0], [0, 0], [0, 0]], [[7, 1], [0, 1], [7, 1]]]
+    theirs = ask(bare, script)
+    assert (bad, after) == (theirs[1], theirs[2])
+
+
+def test_the_dead_are_not_listed(make_tenant: Make, quota: int) -> None:
+    tenant = make_tenant(quota)
+    process = tenant.start(*tenant.script("from client import *\nup()\nanswer(alloc(1024)[0])\nsys.stdin.read()"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0\n"
+    process.kill()
+    process.wait()
+    assert ask(tenant, f"answer(nvml_processes(nvml_up(), {LISTS[2]!r}))") == [0, 0, []]
+
+
+@pytest.mark.parametrize("function", ["nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags"])
+def test_nvml_that_calls_itself_through_us_still_answers(make_tenant: Make, quota: int, function: str) -> None:
+    """The library is loaded by the program, so its own symbols bind to our exports."""
+    script = f"""
+    assert nvml.{function}(0) == 0
+    handle = ctypes.c_void_p()
+    assert nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)) == 0
+    total = nvml_info(handle)["total"]
+    answer([total, nvml.nvmlShutdown(), nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(Memory()))])
+    """
+    assert ask(make_tenant(quota), script) == [quota, 0, 1]
+
+
+def test_bad_arguments_get_nvmls_codes(make_tenant: Make, bare: Tenant, quota: int) -> None:
+    script = """
+    handle = nvml_up()
+    answer([nvml.nvmlDeviceGetMemoryInfo(handle, None), nvml.nvmlDeviceGetMemoryInfo_v2(handle, None),
+            nvml.nvmlDeviceGetMemoryInfo_v2(handle, ctypes.byref(Memory2(version=3))),
+            nvml.nvmlDeviceGetMemoryInfo(ctypes.c_void_p(0), ctypes.byref(Memory()))])
+    """
+    assert ask(make_tenant(quota), script) == ask(bare, script)
+
+
+# ---- devices -----------------------------------------------------------------------------------------------
+
+
+def test_each_device_shows_its_own_slice(make_machine: Callable[[str], Driver], make_tenant: Make) -> None:
+    """Device 1 is granted; device 0 is shown as it is. CUDA's order is turned round, NVML's is not."""
+    machine = make_machine("2xh200")
+    whole, quota = machine.devices[0].memory, 3 * 2**30
+    tenant = make_tenant(quota, devices=[1], on=machine)
+    script = """
+    from client import *
+    def total(ordinal):
+        value = ctypes.c_size_t()
+        check(cuda.cuDeviceTotalMem_v2(ctypes.byref(value), ordinal))
+        return value.value
+    up(1)
+    answer([total(0), total(1), info()[1], nvml_info(nvml_up(0))["total"], nvml_info(nvml_up(1))["total"]])
+    """
+    first, second, current, nvml_first, nvml_second = ask(tenant, script, CUDA_VISIBLE_DEVICES="1,0")
+    assert (first, nvml_first, nvml_second) == (quota, whole, quota)
+    assert second == current > quota
