@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tenants: how long they live, who shares them, and what they leave to others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import pytest
+
+GIB = 2**30
+H200 = 143_771 * GIB // 1024  # bytes that NVML counts on the simulated one
+
+
+def test_programs_that_join_share_one_quota(vgpu: Any) -> None:
+    vgpu.hold("--name", "a", "--memory", "10GiB", do=[6 * GIB])
+    said = vgpu.cuda("--join", "a", do=[5 * GIB, 4 * GIB])
+    assert said["answers"] == [2, 0]
+    assert (said["total"], said["free"]) == (10 * GIB, 0)
+    assert vgpu.cuda("--join", "a")["free"] == 4 * GIB, "what a joined program held came back at its end"
+
+
+@pytest.mark.parametrize(
+    "option", [("--memory", "1GiB"), ("--cores", "30"), ("--policy", "none"), ("--device", "0"), ("--name", "b")]
+)
+def test_joining_takes_no_other_wish(vgpu: Any, option: tuple[str, str]) -> None:
+    done = vgpu.run("--join", "a", *option, program=["true"])
+    assert done.returncode == 2
+    assert option[0] in done.stderr
+
+
+def test_joining_a_tenant_that_is_not_there_fails(vgpu: Any) -> None:
+    done = vgpu.run("--join", "a", program=["true"])
+    assert done.returncode == 1
+    assert "'a'" in done.stderr
+    assert "vgpu list" in done.stderr
+
+
+def test_joining_on_another_machine_fails(vgpu: Any) -> None:
+    vgpu.hold("--name", "a", "--memory", "1GiB", sim="h200")
+    done = vgpu.run("--join", "a", program=["true"], sim="t4")
+    assert done.returncode == 1
+    assert "--sim" in done.stderr
+
+
+def test_a_tenant_lives_on_with_a_program_that_joined_it(vgpu: Any) -> None:
+    first = vgpu.hold("--name", "a", "--memory", "10GiB")
+    second = vgpu.hold("--join", "a", do=[GIB])
+    first.communicate("")
+    (tenant,) = vgpu.tenants()
+    assert (tenant["name"], tenant["pids"]) == ("a", [second.pid])
+    assert tenant["slices"][0]["usage"]["memory"] == GIB
+
+
+def test_a_tenant_lives_on_with_a_child_that_uses_the_device(vgpu: Any) -> None:
+    background = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, *sys.argv[1:]]); print(p.pid, flush=True)"
+    )
+    from_child = ["-c", "import time, ctypes; c = ctypes.CDLL('libcuda.so.1'); c.cuInit(0); d = ctypes.c_void_p(); "
+                  "c.cuDevicePrimaryCtxRetain(ctypes.byref(d), 0); c.cuCtxSetCurrent(d); p = ctypes.c_uint64(); "
+                  f"c.cuMemAlloc_v2(ctypes.byref(p), ctypes.c_size_t({GIB})); print('ready', flush=True); "
+                  "time.sleep(60)"]  # fmt: skip
+    process = vgpu.start(
+        "run", "--sim", "h200", "--name", "a", "--memory", "2GiB", "--", sys.executable, "-c", background, *from_child
+    )
+    lines = sorted(process.stdout.readline() for _ in range(2))
+    child = int(lines[0])
+    try:
+        process.wait(10)
+        (tenant,) = vgpu.tenants()
+        assert tenant["pids"] == [child]
+    finally:
+        os.kill(child, signal.SIGKILL)
+    wait_until(lambda: vgpu.tenants() == [])
+
+
+def wait_until(condition: Any) -> None:
+    """Wait for what must come; ten seconds at most."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+def test_what_a_killed_run_held_is_there_for_the_next(vgpu: Any) -> None:
+    killed = vgpu.hold("--name", "a", "--memory", "100GiB", do=[100 * GIB])
+    assert vgpu.run("--memory", "100GiB", program=["true"]).returncode == 1
+    killed.kill()
+    killed.wait()
+    assert (vgpu.state / "tenants" / "a").exists(), "nobody has come since"
+    said = vgpu.cuda("--name", "a", "--memory", "100GiB", do=[100 * GIB])
+    assert said["answers"] == [0]
+    assert vgpu.tenants() == []
+
+
+def test_a_name_that_is_taken_is_refused_with_the_way_to_share_it(vgpu: Any) -> None:
+    vgpu.hold("--name", "a")
+    done = vgpu.run("--name", "a", program=["true"])
+    assert done.returncode == 1
+    assert "--join a" in done.stderr
+
+
+def test_memory_that_others_have_is_refused_and_what_is_free_is_told(vgpu: Any) -> None:
+    vgpu.hold("--name", "a", "--memory", "100GiB")
+    for options in (["--memory", "100GiB"], ["--memory", "100GiB", "--device", "0"]):
+        done = vgpu.run(*options, program=["true"])
+        assert done.returncode == 1
+        assert f"{H200 - 100 * GIB} bytes" in done.stderr
+    assert vgpu.run("--memory", H200 - 100 * GIB, program=["true"]).returncode == 0
+
+
+def test_cores_that_others_have_are_refused_and_what_is_free_is_told(vgpu: Any) -> None:
+    vgpu.hold("--cores", 60)
+    done = vgpu.run("--cores", 50, program=["true"])
+    assert done.returncode == 1
+    assert "40% free" in done.stderr
+    assert vgpu.run("--cores", 50, "--device", "0", program=["true"]).returncode == 1
+    assert vgpu.run("--cores", 40, program=["true"]).returncode == 0
+
+
+def test_commands_that_start_at_once_get_no_more_than_there_is(vgpu: Any) -> None:
+    started = [
+        vgpu.start("run", "--sim", "2xh200", "--memory", "60GiB", "--", "sh", "-c", "echo in; read x") for _ in range(6)
+    ]
+    answers = [process.stdout.readline() for process in started]
+    assert answers.count("in\n") == 4, "two fit on each of two devices"
