@@ -20,8 +20,8 @@
  * 1: first release */
 #define VGPU_ABI 1
 
-#define VGPU_GRANT_MAGIC 0x746e617267757067	/* "gpugrant" in memory order */
-#define VGPU_LEDGER_MAGIC 0x6765646c75707667	/* "gvpuldeg" in memory order */
+#define VGPU_GRANT_MAGIC 0x746e617267757067  /* "gpugrant" in memory order */
+#define VGPU_LEDGER_MAGIC 0x726764656c757067 /* "gpuledgr" likewise */
 
 #define VGPU_MAX_SLICES 16
 #define VGPU_MAX_PROCESSES 512
@@ -32,74 +32,74 @@
 #define VGPU_BURST_NS 20000000
 
 enum vgpu_policy {
-	VGPU_POLICY_FIXED = 1,		/* never above the quota */
-	VGPU_POLICY_BALANCE = 2,	/* quota guaranteed, idle cores may be borrowed */
-	VGPU_POLICY_NONE = 3,		/* compute is not limited */
+	VGPU_POLICY_FIXED = 1,   /* never above the quota */
+	VGPU_POLICY_BALANCE = 2, /* quota guaranteed, idle cores may be borrowed */
+	VGPU_POLICY_NONE = 3,    /* compute is not limited */
 };
 
 enum vgpu_kind {
-	VGPU_KIND_PROCESS = 1,		/* programs under `vgpu run` */
-	VGPU_KIND_CONTAINER = 2,	/* one container: its ledger is not to be trusted */
+	VGPU_KIND_PROCESS = 1,   /* programs under `vgpu run` */
+	VGPU_KIND_CONTAINER = 2, /* one container: its ledger is not to be trusted */
 };
 
 /* One slice's entitlement. */
 struct vgpu_quota {
-	uint8_t device[VGPU_UUID_SIZE];	/* node: UUID of the device */
-	uint64_t device_memory;		/* node: bytes that the device has in all */
-	uint64_t memory;		/* node: bytes; device_memory = not limited */
-	uint32_t cores;			/* node: percent of the device, 1 to 100 */
-	uint32_t cores_limit;		/* node: percent enforced until limit_end_ns */
-	uint64_t limit_end_ns;		/* node: from then on `cores` holds; 0 = always */
-	uint32_t policy;		/* node: enum vgpu_policy */
+	uint8_t device[VGPU_UUID_SIZE]; /* node: UUID of the device */
+	uint64_t device_memory;         /* node: bytes that the device has in all */
+	uint64_t memory;                /* node: bytes; device_memory = not limited */
+	uint32_t cores;                 /* node: percent of the device, 1 to 100 */
+	uint32_t cores_limit;           /* node: percent enforced until limit_end_ns */
+	uint64_t limit_end_ns;          /* node: from then on `cores` holds; 0 = always */
+	uint32_t policy;                /* node: enum vgpu_policy */
 	uint32_t reserved[3];
 };
 
 /* What the node gives a tenant.  The tenant maps it read-only. */
 struct vgpu_grant {
-	uint64_t magic;			/* node: VGPU_GRANT_MAGIC */
-	uint32_t abi;			/* node: VGPU_ABI */
-	uint32_t size;			/* node: bytes of this struct: shows a cut-off file */
-	uint32_t sequence;		/* node: odd while slices are being changed */
-	uint32_t slice_count;		/* node: 1 to VGPU_MAX_SLICES, fixed for life */
-	char tenant[VGPU_NAME_SIZE];	/* node: name, NUL-terminated, fixed for life */
-	uint32_t kind;			/* node: enum vgpu_kind, fixed for life */
+	uint64_t magic;              /* node: VGPU_GRANT_MAGIC */
+	uint32_t abi;                /* node: VGPU_ABI */
+	uint32_t size;               /* node: bytes of this struct: shows a cut-off file */
+	uint32_t sequence;           /* node: odd while slices are being changed */
+	uint32_t slice_count;        /* node: 1 to VGPU_MAX_SLICES, fixed for life */
+	char tenant[VGPU_NAME_SIZE]; /* node: name, NUL-terminated, fixed for life */
+	uint32_t kind;               /* node: enum vgpu_kind, fixed for life */
 	uint32_t reserved[9];
 	struct vgpu_quota slices[VGPU_MAX_SLICES];
 };
 
 /* One slice's usage: what all processes of the tenant hold and have spent. */
 struct vgpu_usage {
-	uint64_t memory_used;		/* shim: bytes charged; never above the quota */
-	uint64_t refusals;		/* shim: allocations refused */
-	uint64_t memory_padding[6];	/* launches must not slow allocations down */
-	uint64_t full_ns;		/* shim: when the bucket is full again */
-	uint64_t device_time_ns;	/* shim: device time debited, after settling */
-	uint64_t throttled_ns;		/* shim: time that launches were delayed, summed */
-	uint64_t launches;		/* shim: launches metered */
+	uint64_t memory_used;       /* shim: bytes charged; never above the quota */
+	uint64_t refusals;          /* shim: allocations refused */
+	uint64_t memory_padding[6]; /* launches must not slow allocations down */
+	uint64_t full_ns;           /* shim: when the bucket is full again */
+	uint64_t device_time_ns;    /* shim: device time debited, after settling */
+	uint64_t throttled_ns;      /* shim: time that launches were delayed, summed */
+	uint64_t launches;          /* shim: launches metered */
 	uint64_t time_padding[4];
 };
 
 /* One process of the tenant.  `owner` alone decides whether the row is taken,
  * and names the process: a single word, so that no SIGKILL can tear it. */
 struct vgpu_row {
-	uint64_t owner;			/* shim: see vgpu_owner; 0 = free */
-	uint64_t image;			/* shim: changes with exec, which keeps pid and start time */
-	uint64_t pid_namespace;		/* shim: inode of the namespace that the pid is of */
-	uint64_t begun;			/* shim: changes of usage begun, by all its threads */
-	uint64_t ended;			/* shim: ... and ended; never ahead of `begun` */
-	uint64_t active;		/* shim: bit i: it has used slice i */
+	uint64_t owner;         /* shim: see vgpu_owner; 0 = free */
+	uint64_t image;         /* shim: changes with exec, which keeps pid and start time */
+	uint64_t pid_namespace; /* shim: inode of the namespace that the pid is of */
+	uint64_t begun;         /* shim: changes of usage begun, by all its threads */
+	uint64_t ended;         /* shim: ... and ended; never ahead of `begun` */
+	uint64_t active;        /* shim: bit i: it has used slice i */
 	uint64_t padding[2];
-	uint64_t memory[VGPU_MAX_SLICES];	/* shim: bytes charged, by slice */
+	uint64_t memory[VGPU_MAX_SLICES]; /* shim: bytes charged, by slice */
 };
 
 /* What a tenant used.  The node reads it as untrusted input. */
 struct vgpu_ledger {
-	uint64_t magic;			/* node: VGPU_LEDGER_MAGIC */
-	uint32_t abi;			/* node: VGPU_ABI */
-	uint32_t size;			/* node: bytes of this struct */
-	uint64_t janitor;		/* shim: owner of the process that sweeps; 0 = nobody */
-	uint64_t janitor_image;		/* shim: image of that process */
-	uint64_t suspect;		/* shim: usage may exceed the rows' sum: reconcile */
+	uint64_t magic;         /* node: VGPU_LEDGER_MAGIC */
+	uint32_t abi;           /* node: VGPU_ABI */
+	uint32_t size;          /* node: bytes of this struct */
+	uint64_t janitor;       /* shim: owner of the process that sweeps; 0 = nobody */
+	uint64_t janitor_image; /* shim: image of that process */
+	uint64_t suspect;       /* shim: usage may exceed the rows' sum: reconcile */
 	uint64_t reserved[3];
 	struct vgpu_usage slices[VGPU_MAX_SLICES];
 	struct vgpu_row rows[VGPU_MAX_PROCESSES];
@@ -112,10 +112,10 @@ struct vgpu_ledger {
 
 enum vgpu_fault {
 	VGPU_SOUND = 0,
-	VGPU_TRUNCATED,			/* shorter than its own or our size */
-	VGPU_NOT_OURS,			/* the magic number is wrong */
-	VGPU_OTHER_ABI,			/* written by another version */
-	VGPU_BAD_VALUE,			/* a field is out of its range */
+	VGPU_TRUNCATED, /* shorter than its own or our size */
+	VGPU_NOT_OURS,  /* the magic number is wrong */
+	VGPU_OTHER_ABI, /* written by another version */
+	VGPU_BAD_VALUE, /* a field is out of its range */
 };
 
 /* Judge `size` bytes read from a grant or ledger file. */
@@ -145,8 +145,8 @@ int vgpu_row_take(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
 		  uint64_t pid_namespace, vgpu_is_gone is_gone);
 /* Reserve before the driver is called.  0, or -1 with nothing changed when
  * `bytes` do not fit below `quota`. */
-int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t slice,
-		uint64_t bytes, uint64_t quota);
+int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t slice, uint64_t bytes,
+		uint64_t quota);
 /* Give back what was charged on the same row and slice. */
 void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row, uint32_t slice, uint64_t bytes);
 /* Take back what processes that are gone still hold.  Returns the rows freed;
@@ -180,9 +180,9 @@ int vgpu_process_is_gone(uint64_t owner, uint64_t pid_namespace);
 
 /* Why a tenant was not admitted. */
 struct vgpu_shortage {
-	uint32_t slice;			/* index in the asking grant */
-	uint32_t is_cores;		/* 0: memory is short, 1: cores are */
-	uint64_t free;			/* bytes or percent still free on that device */
+	uint32_t slice;    /* index in the asking grant */
+	uint32_t is_cores; /* 0: memory is short, 1: cores are */
+	uint64_t free;     /* bytes or percent still free on that device */
 };
 
 /* Directory of tenant `name` into `path`; 0 or -ENAMETOOLONG. */

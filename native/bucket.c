@@ -30,7 +30,7 @@ uint64_t vgpu_draw(uint64_t *full_ns, uint64_t now_ns, uint64_t cost_ns, uint32_
 
 	do {
 		from = full > now_ns ? full : now_ns;
-		if (from > most)	/* the word is the tenant's: it may have been overwritten */
+		if (from > most) /* the word is the tenant's: it may have been overwritten */
 			from = most;
 		wanted = from + cost > most ? most : from + cost;
 	} while (!__atomic_compare_exchange_n(full_ns, &full, wanted, 1, __ATOMIC_RELAXED,
@@ -43,8 +43,7 @@ void vgpu_settle(uint64_t *full_ns, int64_t delta_ns, uint32_t cores)
 	uint64_t full, less;
 
 	if (delta_ns >= 0) {
-		__atomic_fetch_add(full_ns, refill_ns((uint64_t)delta_ns, cores),
-				   __ATOMIC_RELAXED);
+		__atomic_fetch_add(full_ns, refill_ns((uint64_t)delta_ns, cores), __ATOMIC_RELAXED);
 		return;
 	}
 	/* Never below 0: when `cores` fell since the draw, more is given back than

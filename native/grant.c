@@ -21,7 +21,10 @@ _Static_assert(offsetof(struct vgpu_ledger, slices) == 64, "usage starts a cache
 static int header_check(const void *bytes, uint64_t size, uint64_t magic, uint64_t own_size)
 {
 	/* Grant and ledger begin alike, and every later version will. */
-	struct { uint64_t magic; uint32_t abi, size; } header;
+	struct {
+		uint64_t magic;
+		uint32_t abi, size;
+	} header;
 
 	if (size < sizeof(header))
 		return VGPU_TRUNCATED;
@@ -49,8 +52,8 @@ int vgpu_grant_check(const void *bytes, uint64_t size)
 	for (uint32_t i = 0; i < grant->slice_count; i++) {
 		const struct vgpu_quota *quota = &grant->slices[i];
 
-		if (quota->cores < 1 || quota->cores > 100 ||
-		    quota->policy < VGPU_POLICY_FIXED || quota->policy > VGPU_POLICY_NONE)
+		if (quota->cores < 1 || quota->cores > 100 || quota->policy < VGPU_POLICY_FIXED ||
+		    quota->policy > VGPU_POLICY_NONE)
 			return VGPU_BAD_VALUE;
 	}
 	return VGPU_SOUND;
@@ -105,8 +108,7 @@ void vgpu_quota_read(const struct vgpu_grant *grant, uint32_t slice, struct vgpu
 		copy_words((uint64_t *)quota, (const uint64_t *)&grant->slices[slice],
 			   sizeof(*quota));
 		__atomic_thread_fence(__ATOMIC_ACQUIRE);
-		if (!(before & 1) &&
-		    before == __atomic_load_n(&grant->sequence, __ATOMIC_RELAXED))
+		if (!(before & 1) && before == __atomic_load_n(&grant->sequence, __ATOMIC_RELAXED))
 			return;
 	}
 }

@@ -42,13 +42,13 @@ static int reserve(uint64_t *used_word, uint64_t bytes, uint64_t quota)
 	do {
 		if (used > quota || bytes > quota - used)
 			return -1;
-	} while (!__atomic_compare_exchange_n(used_word, &used, used + bytes, 1,
-					      __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+	} while (!__atomic_compare_exchange_n(used_word, &used, used + bytes, 1, __ATOMIC_SEQ_CST,
+					      __ATOMIC_RELAXED));
 	return 0;
 }
 
-int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t slice,
-		uint64_t bytes, uint64_t quota)
+int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t slice, uint64_t bytes,
+		uint64_t quota)
 {
 	struct vgpu_row *row = &ledger->rows[row_index];
 	int refused;
@@ -134,8 +134,7 @@ static void free_row(struct vgpu_ledger *ledger, struct vgpu_row *row)
 		uint64_t bytes = __atomic_exchange_n(&row->memory[s], 0, __ATOMIC_SEQ_CST);
 
 		if (bytes)
-			__atomic_fetch_sub(&ledger->slices[s].memory_used, bytes,
-					   __ATOMIC_SEQ_CST);
+			__atomic_fetch_sub(&ledger->slices[s].memory_used, bytes, __ATOMIC_SEQ_CST);
 	}
 	__atomic_store_n(&row->active, 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&row->image, 0, __ATOMIC_SEQ_CST);
@@ -150,11 +149,10 @@ static int become_janitor(struct vgpu_ledger *ledger, uint64_t owner, uint64_t i
 {
 	uint64_t janitor = load(&ledger->janitor), held_by = load(&ledger->janitor_image);
 
-	if (janitor == owner ? !held_by || held_by == image
-			     : janitor && !is_gone(janitor, 0))
+	if (janitor == owner ? !held_by || held_by == image : janitor && !is_gone(janitor, 0))
 		return 0;
-	if (!__atomic_compare_exchange_n(&ledger->janitor, &janitor, owner, 0,
-					 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+	if (!__atomic_compare_exchange_n(&ledger->janitor, &janitor, owner, 0, __ATOMIC_SEQ_CST,
+					 __ATOMIC_RELAXED))
 		return 0;
 	__atomic_store_n(&ledger->janitor_image, image, __ATOMIC_SEQ_CST);
 	return 1;
@@ -210,8 +208,8 @@ static int take_free_row(struct vgpu_ledger *ledger, uint64_t owner, uint64_t im
 		uint64_t nobody = 0;
 
 		if (load(&row->owner) ||
-		    !__atomic_compare_exchange_n(&row->owner, &nobody, owner, 0,
-						 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		    !__atomic_compare_exchange_n(&row->owner, &nobody, owner, 0, __ATOMIC_SEQ_CST,
+						 __ATOMIC_RELAXED))
 			continue;
 		__atomic_store_n(&row->image, image, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&row->pid_namespace, pid_namespace, __ATOMIC_SEQ_CST);

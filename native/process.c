@@ -20,15 +20,15 @@
 
 #include "abi.h"
 
-#define PID_BITS 22		/* Linux: pid_max is at most 2^22 */
+#define PID_BITS 22 /* Linux: pid_max is at most 2^22 */
 #define TAG_BITS 10
 #define PID_MASK ((1u << PID_BITS) - 1)
 #define TAG_MASK ((1u << TAG_BITS) - 1)
 
 uint64_t vgpu_owner(uint32_t pid, uint64_t start_ticks, uint64_t pid_namespace)
 {
-	return start_ticks << (PID_BITS + TAG_BITS) |
-	       (pid_namespace & TAG_MASK) << PID_BITS | (pid & PID_MASK);
+	return start_ticks << (PID_BITS + TAG_BITS) | (pid_namespace & TAG_MASK) << PID_BITS |
+	       (pid & PID_MASK);
 }
 
 uint32_t vgpu_owner_pid(uint64_t owner)
@@ -112,7 +112,7 @@ uint64_t vgpu_owner_self(uint64_t *pid_namespace)
 
 	*pid_namespace = own_namespace();
 	if (read_stat(pid, &stat))
-		stat.start_ticks = 0;	/* no procfs: others ask the kernel for the pid alone */
+		stat.start_ticks = 0; /* no procfs: others ask the kernel for the pid alone */
 	return vgpu_owner(pid, stat.start_ticks, *pid_namespace);
 }
 
@@ -122,7 +122,7 @@ uint64_t vgpu_image_self(void)
 	uint64_t image = 0;
 
 	if (random)
-		memcpy(&image, random + 8, sizeof(image));	/* the first 8 are the stack guard */
+		memcpy(&image, random + 8, sizeof(image)); /* the first 8 are the stack guard */
 	return image | 1;
 }
 

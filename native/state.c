@@ -126,7 +126,7 @@ int vgpu_state_write(int directory, const char *name, const void *from, size_t s
 		else if (errno != EINTR)
 			error = -errno;
 	}
-	if (!error && fchmod(fd, mode))		/* whatever the umask is */
+	if (!error && fchmod(fd, mode)) /* whatever the umask is */
 		error = -errno;
 	close(fd);
 	return error;

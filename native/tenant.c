@@ -92,8 +92,9 @@ static int sweep(int tenants)
 	while ((entry = readdir(directory))) {
 		const char *name = entry->d_name;
 
+		/* Half made or half removed: whoever was at it is dead, as we hold the lock. */
 		if (!strncmp(name, ".new-", 5) || !strncmp(name, ".gone-", 6))
-			vgpu_state_remove_tree(tenants, name, 2);	/* its maker was killed: we hold the lock */
+			vgpu_state_remove_tree(tenants, name, 2);
 		else if (vgpu_state_name_is_valid(name) && !tenant_lives(tenants, name))
 			removed += !vgpu_state_remove_tenant(tenants, name);
 	}
@@ -253,7 +254,7 @@ int vgpu_tenant_create(const char *state, const struct vgpu_grant *grant, uint64
 int vgpu_tenant_room(const char *state, const uint8_t *device, uint64_t device_memory,
 		     uint64_t *memory, uint64_t *cores)
 {
-	struct vgpu_quota quota = { .device_memory = device_memory };
+	struct vgpu_quota quota = {.device_memory = device_memory};
 	int lock, tenants = vgpu_state_open(state, &lock);
 
 	if (tenants < 0)

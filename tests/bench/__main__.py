@@ -100,7 +100,10 @@ def table(result: Mapping[str, Any]) -> str:
             f"{spread:>18}{row['ratio']:8.2f}"
         )
     if result["simulated"]:
-        lines += ["", "The added cost is ours; the ratio is against a simulated driver, which is faster than any real one."]
+        lines += [
+            "",
+            "The added cost is ours; the ratio is against a simulated driver, which is faster than any real one.",
+        ]
     return "\n".join(lines)
 
 

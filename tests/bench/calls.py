@@ -72,7 +72,9 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(program: Path, setups: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[dict[str, Worker]]:
+def workers(
+    program: Path, setups: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]
+) -> Iterator[dict[str, Worker]]:
     """One worker for each set-up: (command prefix, environment)."""
     running: dict[str, Worker] = {}
     try:

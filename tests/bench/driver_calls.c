@@ -106,7 +106,10 @@ static const struct {
 	const char *name;
 	void (*run)(long count);
 } operations[] = {
-	{"launch", launches}, {"alloc+free", pairs}, {"meminfo", infos}, {"pass-through", passes},
+	{"launch", launches},
+	{"alloc+free", pairs},
+	{"meminfo", infos},
+	{"pass-through", passes},
 };
 
 static void serve(void)

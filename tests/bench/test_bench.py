@@ -29,7 +29,8 @@ def test_every_operation_is_measured_under_every_setup(result: dict[str, object]
     rows = result["rows"]
     assert isinstance(rows, list)
     measured = {(row["operation"], row["setup"]) for row in rows}
-    assert measured == {(operation, setup) for operation in calls.OPERATIONS for setup in ("memory quota", "memory and compute")}  # fmt: skip
+    setups = ("memory quota", "memory and compute")
+    assert measured == {(operation, setup) for operation in calls.OPERATIONS for setup in setups}
     for row in rows:
         assert row["bare_ns"] > 0
         assert row["added_p10_ns"] <= row["added_ns"] <= row["added_p90_ns"]

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * quota_race VERSIONS: one process changes a slice over and over, another reads
- * it until it has seen that many versions, or for 20 seconds.  The fields of each version are multiples of its number,
- * so that a mixture of two can be told.  Prints how many versions were seen,
- * and how many mixtures; one that is seen again and again counts once.
+ * it until it has seen that many versions, or for 20 seconds.  The fields of
+ * each version are multiples of its number, so that a mixture of two can be
+ * told.  Prints how many versions were seen, and how many mixtures; one that is
+ * seen again and again counts once.
  */
 #include <signal.h>
 #include <stddef.h>

@@ -15,8 +15,8 @@ int main(int argc, char **argv)
 	uint64_t pid_namespace, owner = vgpu_owner_self(&pid_namespace);
 	char rest[12];
 
-	printf("%llu %llu %llu\n", (unsigned long long)owner,
-	       (unsigned long long)vgpu_image_self(), (unsigned long long)pid_namespace);
+	printf("%llu %llu %llu\n", (unsigned long long)owner, (unsigned long long)vgpu_image_self(),
+	       (unsigned long long)pid_namespace);
 	fflush(stdout);
 	if (!more)
 		return 0;
