@@ -8,6 +8,7 @@ that is meant to run everything notices when it no longer does.
 from __future__ import annotations
 
 import collections
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,26 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = required_tiers(config) - set(TIERS)
     if unknown:
         raise pytest.UsageError(f"--require-tiers: no tier {', '.join(sorted(unknown))}; there are {', '.join(TIERS)}")
+    if config.getoption("--driver") == "gpu":
+        require_gpu()
     config.stash[SKIPS] = collections.defaultdict(collections.Counter)
     config.stash[RUNS] = collections.Counter()
 
 
 SKIPS: pytest.StashKey[dict[str, collections.Counter[str]]] = pytest.StashKey()
 RUNS: pytest.StashKey[collections.Counter[str]] = pytest.StashKey()
+
+
+def require_gpu() -> None:
+    """End with one sentence instead of a failure for each test where no GPU answers."""
+    try:
+        result = ctypes.CDLL("libcuda.so.1").cuInit(0)
+    except OSError as error:
+        raise pytest.UsageError(
+            f"--driver=gpu: no NVIDIA driver here ({error}); without one run `make test`"
+        ) from error
+    if result:
+        raise pytest.UsageError(f"--driver=gpu: cuInit answers {result}: is there a GPU? does `nvidia-smi` work?")
 
 
 def required_tiers(config: pytest.Config) -> set[str]:
