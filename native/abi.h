@@ -187,9 +187,12 @@ struct vgpu_shortage {
 
 /* Directory of tenant `name` into `path`; 0 or -ENAMETOOLONG. */
 int vgpu_tenant_path(const char *state, const char *name, char *path, uint32_t size);
+/* The answer to a tenant for which the live tenants' quotas leave too little. */
+#define VGPU_SHORT 1
+
 /* Create <state>/tenants/<grant->tenant> with `member` (an owner word) as its first
- * member, or nothing.  0, -EEXIST (name in use), -ENOSPC with `shortage` told (the
- * live tenants' quotas leave too little), -EINVAL (bad name) or another -errno. */
+ * member, or nothing.  0, VGPU_SHORT with `shortage` told, -EEXIST (name in use),
+ * -EINVAL (bad name) or another -errno. */
 int vgpu_tenant_create(const char *state, const struct vgpu_grant *grant, uint64_t member,
 		       struct vgpu_shortage *shortage);
 /* What the live tenants' quotas leave of the device with that UUID: bytes of its

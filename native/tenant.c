@@ -135,7 +135,8 @@ static void subtract_tenants(int tenants, const struct vgpu_quota *quota, uint64
 		closedir(directory);
 }
 
-/* A slice without a limit takes what is left, so only limits are added up. */
+/* A slice without a limit takes what is left, so only limits are added up.
+ * 0 or VGPU_SHORT. */
 static int admit(int tenants, const struct vgpu_grant *grant, struct vgpu_shortage *shortage)
 {
 	for (uint32_t i = 0; i < grant->slice_count; i++) {
@@ -147,11 +148,11 @@ static int admit(int tenants, const struct vgpu_grant *grant, struct vgpu_shorta
 		shortage->is_cores = 0;
 		shortage->free = memory;
 		if (quota->memory < quota->device_memory && quota->memory > memory)
-			return -ENOSPC;
+			return VGPU_SHORT;
 		shortage->is_cores = 1;
 		shortage->free = cores;
 		if (quota->policy != VGPU_POLICY_NONE && quota->cores > cores)
-			return -ENOSPC;
+			return VGPU_SHORT;
 	}
 	return 0;
 }

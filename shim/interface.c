@@ -62,7 +62,7 @@ int vgpu_make_tenant(const char *state, const char *name, uint32_t kind, uint32_
 	error = owner_of(pid, &member);
 	if (!error)
 		error = vgpu_tenant_create(state, &grant, member, &why);
-	if (error == -ENOSPC) {
+	if (error == VGPU_SHORT) {
 		shortage[0] = why.slice;
 		shortage[1] = why.is_cores;
 		shortage[2] = why.free;

@@ -23,8 +23,9 @@ uint32_t vgpu_abi(void);
  * `devices` texts such as "GPU-..." or "MIG-...", `memory` at most
  * `device_memory` (equal: not limited), `policies` as enum vgpu_policy.
  * -EEXIST: the name is in use.  -EINVAL: a value is out of its range.
- * -ESRCH: no such process.  -ENOSPC: `shortage` tells the index of the slice,
- * whether cores (1) or memory (0) are short, and how much is free. */
+ * -ESRCH: no such process.  1, and nothing is created: the live tenants leave
+ * too little; `shortage` tells the index of the slice, whether cores (1) or
+ * memory (0) are short, and how much is free. */
 int vgpu_make_tenant(const char *state, const char *name, uint32_t kind, uint32_t pid,
 		     uint32_t count, const char *const *devices, const uint64_t *device_memory,
 		     const uint64_t *memory, const uint32_t *cores, const uint32_t *policies,

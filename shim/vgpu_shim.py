@@ -138,6 +138,7 @@ _CURES = {
     errno.EACCES: "run it as the user that owns the state directory",
     errno.EPERM: "run it as the user that owns the state directory",
     errno.EROFS: "choose a state directory that can be written",
+    errno.ENOSPC: "free some space where the state directory is",
     errno.ESRCH: "name a process that lives",
     errno.EINVAL: "names are 1 to 63 letters, digits, dots, dashes and underscores and begin with no dot or dash; "
     "cores are 1 to 100; memory is at most the device's",
@@ -253,7 +254,7 @@ def create_tenant(state: str | Path, name: str, kind: str, slices: Sequence[Slic
     )
     if code == -errno.EEXIST:
         raise NameInUse(f"tenant {name!r}: a live tenant has that name", hint="choose another name", code=-code)
-    if code == -errno.ENOSPC and shortage[0] < len(slices) and any(shortage):
+    if code > 0:
         raise _shortage(slices, list(shortage))
     if code:
         raise _failure(code, f"tenant {name!r} cannot be created in {state}")

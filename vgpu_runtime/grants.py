@@ -141,8 +141,8 @@ def create(state: Path, name: str, kind: Kind, quotas: Sequence[Quota], owner: i
     result = lib.vgpu_tenant_create(os.fsencode(state), grant, owner, shortage)
     if result == -errno.EEXIST:
         raise NameInUse(f"tenant {name!r} lives already", hint=f"share it with --join {name}, or take another --name")
-    if result == -errno.ENOSPC:
-        _raise_shortage(name, quotas[shortage.slice], bool(shortage.is_cores), int(shortage.free))
+    if result == lib.VGPU_SHORT:
+        raise _shortage(name, quotas[shortage.slice], bool(shortage.is_cores), int(shortage.free))
     if result:
         raise _failure(f"tenant {name!r} cannot be created", state, result)
     return state / "tenants" / name
@@ -186,26 +186,24 @@ def check_name(name: str) -> None:
         raise ConfigError(f"tenant name {name!r}: it must be of {NAME_RULE}", hint="for example: train-1")
 
 
-def _raise_shortage(name: str, quota: Quota, is_cores: bool, free: int) -> None:
-    if is_cores and quota.policy is not Policy.NONE and (quota.cores or 0) > free:
-        raise RefusedError(
-            f"tenant {name!r} asks for {quota.cores}% of the cores of {quota.device}; {free}% is free",
-            hint="ask for less, name another --device, or end a tenant (`vgpu list`)",
-        )
-    if not is_cores and (quota.memory or 0) > free:
-        raise RefusedError(
-            f"tenant {name!r} asks for {format_memory(quota.memory or 0)} ({quota.memory} bytes) of "
-            f"{quota.device}; {format_memory(free)} ({free} bytes) is free",
-            hint="ask for less, name another --device, or end a tenant (`vgpu list`)",
-        )
-    # C gives the same number when the file system is full.
-    raise NodeError(f"tenant {name!r} cannot be created: no space left for its files", hint="free some disk space")
+def _shortage(name: str, quota: Quota, is_cores: bool, free: int) -> RefusedError:
+    if is_cores:
+        asked, left = f"{quota.cores}% of the cores", f"{free}%"
+    else:
+        asked = f"{format_memory(quota.memory or 0)} ({quota.memory} bytes)"
+        left = f"{format_memory(free)} ({free} bytes)"
+    return RefusedError(
+        f"tenant {name!r} asks for {asked} of {quota.device}; {left} is free",
+        hint="ask for less, name another --device, or end a tenant (`vgpu list`)",
+    )
 
 
 def _failure(what: str, state: Path, result: int) -> VgpuError:
     number = -result
     if number in {errno.EACCES, errno.EPERM, errno.EROFS}:
         hint = f"run as the owner of {state}, or choose another directory with VGPU_STATE_DIR"
+    elif number in {errno.ENOSPC, errno.EDQUOT}:
+        hint = f"free some space where {state} is, or choose another directory with VGPU_STATE_DIR"
     elif number == errno.ENOTDIR:
         hint = f"{state} and what is in it must be directories; choose another one with VGPU_STATE_DIR"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -127,3 +128,19 @@ def test_commands_that_start_at_once_get_no_more_than_there_is(vgpu: Any) -> Non
     ]
     answers = [process.stdout.readline() for process in started]
     assert answers.count("in\n") == 4, "two fit on each of two devices"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a full disk")
+def test_a_full_disk_is_named_and_leaves_nothing(vgpu: Any) -> None:
+    assert vgpu.run("--name", "before", program=["true"]).returncode == 0
+    tenants = vgpu.state / "tenants"
+    script = f'mount -t tmpfs -o size=64k none {tenants} && "$@"; code=$?; ls -A {tenants}; exit $code'
+    command = vgpu.command("run", "--sim", "h200", "--memory", "1GiB", "--", "true")
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command],
+        env=vgpu.environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "hint: free some space" in done.stderr
+    assert done.stdout == ""
