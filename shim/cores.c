@@ -112,11 +112,15 @@ static int is_known(const struct estimate *estimate)
 	return __atomic_load_n(&estimate->ns, __ATOMIC_RELAXED) != 0;
 }
 
-/* Launches of one function, but nothing measured. */
+/* Launches of one function, but nothing measured yet.  Where nothing is being
+ * measured, as when the driver makes no events, there is nothing to wait for. */
 static int is_unknown(const struct launch *launch, uint64_t now)
 {
+	uint64_t begin, issued;
+
 	return !is_known(launch->estimate) &&
-	       __atomic_load_n(&launch->estimate->launches, __ATOMIC_RELAXED) >= UNKNOWN_LAUNCHES;
+	       __atomic_load_n(&launch->estimate->launches, __ATOMIC_RELAXED) >= UNKNOWN_LAUNCHES &&
+	       !vgpu_marker_oldest(launch->process, launch->slice, &begin, &issued);
 }
 
 /* The oldest marker has stood for much longer than the work debited since takes,

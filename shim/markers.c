@@ -14,6 +14,7 @@
 #include <sched.h>
 
 #include "markers.h"
+#include "say.h"
 
 static int become(struct marker *marker, uint32_t from, uint32_t to)
 {
@@ -68,6 +69,18 @@ static CUresult record(const struct driver *driver, CUevent event, struct stream
 
 /* ---- the pool --------------------------------------------------------------------------- */
 
+static void complain(void)
+{
+	static const char *const texts[] = {
+		"the driver makes no events: until it does, compute is limited by a guess "
+		"of what a launch takes, not by measurement",
+		NULL};
+	static int has_said;
+
+	if (!__atomic_exchange_n(&has_said, 1, __ATOMIC_RELAXED))
+		vgpu_say(texts);
+}
+
 static int create_events(const struct driver *driver, struct marker *marker, CUcontext context)
 {
 	CUcontext popped;
@@ -82,6 +95,8 @@ static int create_events(const struct driver *driver, struct marker *marker, CUc
 			driver->used.cuEventDestroy_v2(marker->start);
 	}
 	driver->used.cuCtxPopCurrent_v2(&popped);
+	if (rc)
+		complain();
 	marker->context = context;
 	return rc ? -1 : 0;
 }

@@ -169,6 +169,8 @@ def _nvml_check(nvml: ctypes.CDLL, code: int, function: str) -> None:
 def _instances(nvml: ctypes.CDLL, handle: ctypes.c_void_p) -> Iterator[ctypes.c_void_p]:
     """The MIG instances of a device that is divided."""
     current, pending, count = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
+    if not hasattr(nvml, "nvmlDeviceGetMigMode"):
+        return  # a driver older than MIG
     if nvml.nvmlDeviceGetMigMode(handle, ctypes.byref(current), ctypes.byref(pending)) or not current.value:
         return
     if nvml.nvmlDeviceGetMaxMigDeviceCount(handle, ctypes.byref(count)):

@@ -65,6 +65,25 @@ def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Driver:
     return simulated("h200", tmp_path / "driver")
 
 
+@pytest.fixture
+def make_driver(tmp_path: Path) -> Callable[..., Driver]:
+    """Make a driver of a C file of ``programs/``, which has no NVML; ``devices`` are those that it claims."""
+
+    def make(name: str, *devices: vgpu_shim.Device) -> Driver:
+        folder = tmp_path / name
+        folder.mkdir()
+        compile_c(folder / "libcuda.so.1", PROGRAMS / f"{name}.c", flags=["-O1", "-fPIC", "-shared"],
+                  link=["-Wl,-soname,libcuda.so.1", "-Wl,-Bsymbolic", "-ldl"])  # fmt: skip
+
+        class Made(Driver):
+            def environment(self, **more: str) -> dict[str, str]:
+                return {**Driver.environment(self, **more), "LD_LIBRARY_PATH": str(folder)}
+
+        return Made(devices, None)
+
+    return make
+
+
 class Make(Protocol):
     """Makes a tenant; without a driver, on the one of this run."""
 

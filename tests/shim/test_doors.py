@@ -105,18 +105,9 @@ def test_a_function_that_we_do_not_change_is_the_drivers_own(make_tenant: Callab
 
 
 @pytest.fixture
-def old_driver(tmp_path: Path) -> Driver:
+def old_driver(make_driver: Callable[..., Driver]) -> Driver:
     """A driver with only a few functions, and no NVML."""
-    folder = tmp_path / "old"
-    folder.mkdir()
-    compile_c(folder / "libcuda.so.1", PROGRAMS / "old_driver.c", flags=["-O1", "-fPIC", "-shared"],
-              link=["-Wl,-soname,libcuda.so.1", "-Wl,-Bsymbolic", "-ldl"])  # fmt: skip
-
-    class Old(Driver):
-        def environment(self, **more: str) -> dict[str, str]:
-            return {**Driver.environment(self, **more), "LD_LIBRARY_PATH": str(folder)}
-
-    return Old((), None)
+    return make_driver("old_driver")
 
 
 HAS = {"cuInit", "cuMemFree_v2"}
@@ -126,7 +117,7 @@ HAS = {"cuInit", "cuMemFree_v2"}
 def test_what_the_driver_lacks_stays_absent(old_driver: Driver, tmp_path: Path, door: str) -> None:
     lookup = compile_c(tmp_path / "lookup", PROGRAMS / "lookup.c",
                        flags=["-O1"],
-                       link=["-Wl,--no-as-needed", f"-L{tmp_path / 'old'}", "-l:libcuda.so.1", "-ldl"])  # fmt: skip
+                       link=["-Wl,--no-as-needed", f"-L{tmp_path / 'old_driver'}", "-l:libcuda.so.1", "-ldl"])  # fmt: skip
     found = owners(Tenant(old_driver), lookup, door)
     assert {symbol for symbol, owner in found.items() if owner != "-"} == HAS
     assert set(found.values()) == {"libvgpu.so", "-"}
@@ -135,7 +126,7 @@ def test_what_the_driver_lacks_stays_absent(old_driver: Driver, tmp_path: Path, 
 def test_linking_to_what_the_driver_lacks_gives_its_code_for_not_supported(old_driver: Driver, tmp_path: Path) -> None:
     linked = compile_c(tmp_path / "linked", PROGRAMS / "linked.c",
                        flags=["-O1"],
-                       link=["-Wl,--no-as-needed", f"-L{tmp_path / 'old'}", "-l:libcuda.so.1"])  # fmt: skip
+                       link=["-Wl,--no-as-needed", f"-L{tmp_path / 'old_driver'}", "-l:libcuda.so.1"])  # fmt: skip
     said = dict(line.split() for line in Tenant(old_driver).run(linked).splitlines())
     assert said == {"cuInit": "0", "cuMemFree_v2": "0", "cuMemGetInfo_v2": "801", "cuLaunchKernelEx": "801",
                     "nvmlInit_v2": "12"}  # fmt: skip
