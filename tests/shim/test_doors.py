@@ -116,8 +116,8 @@ HAS = {"cuInit", "cuMemFree_v2"}
 @pytest.mark.parametrize("door", ["dlsym", "RTLD_DEFAULT", "RTLD_NEXT", "whole-program"])
 def test_what_the_driver_lacks_stays_absent(old_driver: Driver, tmp_path: Path, door: str) -> None:
     lookup = compile_c(tmp_path / "lookup", PROGRAMS / "lookup.c",
-                       flags=["-O1"],
-                       link=["-Wl,--no-as-needed", f"-L{tmp_path / 'old_driver'}", "-l:libcuda.so.1", "-ldl"])  # fmt: skip
+                       flags=["-O1"], link=["-Wl,--no-as-needed", f"-L{tmp_path / 'old_driver'}",
+                                            "-l:libcuda.so.1", "-ldl"])  # fmt: skip
     found = owners(Tenant(old_driver), lookup, door)
     assert {symbol for symbol, owner in found.items() if owner != "-"} == HAS
     assert set(found.values()) == {"libvgpu.so", "-"}
@@ -125,8 +125,8 @@ def test_what_the_driver_lacks_stays_absent(old_driver: Driver, tmp_path: Path, 
 
 def test_linking_to_what_the_driver_lacks_gives_its_code_for_not_supported(old_driver: Driver, tmp_path: Path) -> None:
     linked = compile_c(tmp_path / "linked", PROGRAMS / "linked.c",
-                       flags=["-O1"],
-                       link=["-Wl,--no-as-needed", f"-L{tmp_path / 'old_driver'}", "-l:libcuda.so.1"])  # fmt: skip
+                       flags=["-O1"], link=["-Wl,--no-as-needed", f"-L{tmp_path / 'old_driver'}",
+                                            "-l:libcuda.so.1"])  # fmt: skip
     said = dict(line.split() for line in Tenant(old_driver).run(linked).splitlines())
     assert said == {"cuInit": "0", "cuMemFree_v2": "0", "cuMemGetInfo_v2": "801", "cuLaunchKernelEx": "801",
                     "nvmlInit_v2": "12"}  # fmt: skip
