@@ -46,8 +46,9 @@ def engine_named(name: str) -> Engine:
     """The engine, or a skip with the reason."""
     if os.geteuid() != 0:
         pytest.skip("containers need root")
-    if shutil.which(name) is None:
-        pytest.skip(f"{name} is not installed")
+    for command, package in ((name, name), ("mount", "mount"), ("unshare", "util-linux")):
+        if shutil.which(command) is None:
+            pytest.skip(f"{command} is not installed: apt-get install {package}")
     unified = CGROUPS / "unified"
     if name == "crun" and unified.is_dir():
         # crun refuses a hybrid hierarchy: it sees version 1 alone.

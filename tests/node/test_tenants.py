@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,7 @@ def test_commands_that_start_at_once_get_no_more_than_there_is(vgpu: Any) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a full disk")
+@pytest.mark.skipif(shutil.which("mount") is None, reason="mount is not installed: apt-get install mount")
 def test_a_full_disk_is_named_and_leaves_nothing(vgpu: Any) -> None:
     assert vgpu.run("--name", "before", program=["true"]).returncode == 0
     tenants = vgpu.state / "tenants"
