@@ -77,9 +77,8 @@ def test_the_work_of_a_killed_process_ends_with_it(h200: Simulated) -> None:
     assert program.stdout is not None
     program.stdout.readline()
     finish(program)
-    began = time.monotonic()
     assert ask(h200, "context()\nlaunch(function('tick_100ms'))\nanswer(rc(cu.cuCtxSynchronize()))") == 0
-    assert time.monotonic() - began < 3  # not the 50 s that were queued
+    assert state(h200).devices[0].timeline.busy_ns < 10**10  # of the 50 s that were queued
 
 
 def test_processes_killed_at_any_moment_leave_no_lock_and_lose_no_memory(make_machine: Make) -> None:
@@ -139,7 +138,6 @@ def test_a_process_killed_with_a_lock_held_leaves_the_books_right(h200: Simulate
     done = h200.attempt(program, where, VGPU_SIM_FILE=str(h200.machine.file))
     assert (done.returncode, done.stderr) == (-9, "")
     overhead = state(h200).knobs.context_overhead
-    began = time.monotonic()
     body = """
     context()
     launch(function("tick_10ms"))
@@ -147,7 +145,6 @@ def test_a_process_killed_with_a_lock_held_leaves_the_books_right(h200: Simulate
     answer(ok(cu.cuDeviceTotalMem(0)) - ok(cu.cuMemGetInfo())[0])
     """
     assert ask(h200, body) == 2 * overhead + 2 * 2**30  # the survivor's and its own
-    assert time.monotonic() - began < 5
     finish(survivor)
     assert ask(h200, body) == overhead
 

@@ -261,7 +261,7 @@ answer([code, elapsed, unknown])
 """
     )
     assert code == TIMEOUT
-    assert 0.1 < elapsed < 2
+    assert elapsed > 0.1
     assert unknown == NOT_SUPPORTED
 
 

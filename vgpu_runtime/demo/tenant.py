@@ -17,30 +17,12 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from cuda.bindings import driver as cuda
 
-SPIN = b"""
-.version 7.0
-.target sm_52
-.address_size 64
-
-.visible .entry vgpu_spin(.param .u64 ns)
-{
-	.reg .u64 %wanted, %begin, %now, %spent;
-	.reg .pred %again;
-
-	ld.param.u64 %wanted, [ns];
-	mov.u64 %begin, %globaltimer;
-more:
-	mov.u64 %now, %globaltimer;
-	sub.u64 %spent, %now, %begin;
-	setp.lt.u64 %again, %spent, %wanted;
-	@%again bra more;
-	ret;
-}
-\0"""
+SPIN = Path(__file__).with_name("spin.ptx").read_bytes() + b"\0"
 PIECE = 512 * 2**20
 SMALLEST = 2**20
 AT_ONCE = 8  # kernels between two looks at the clock

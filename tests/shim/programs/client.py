@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 cuda = ctypes.CDLL("libcuda.so.1")
 OUT_OF_MEMORY = 2
@@ -84,21 +85,4 @@ def launch(function: ctypes.c_void_p, ns: int, stream: ctypes.c_void_p | None = 
     return code
 
 
-SPIN = b"""
-.version 6.0
-.target sm_50
-.address_size 64
-.visible .entry vgpu_spin(.param .u64 ns)
-{
-	.reg .u64 %rd<5>;
-	.reg .pred %p;
-	ld.param.u64 %rd1, [ns];
-	mov.u64 %rd2, %globaltimer;
-again:
-	mov.u64 %rd3, %globaltimer;
-	sub.u64 %rd4, %rd3, %rd2;
-	setp.lt.u64 %p, %rd4, %rd1;
-	@%p bra again;
-	ret;
-}
-"""
+SPIN = (Path(__file__).parents[3] / "vgpu_runtime" / "demo" / "spin.ptx").read_bytes()

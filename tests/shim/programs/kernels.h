@@ -1,16 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The kernel of the tests: it lasts as many nanoseconds as its argument says,
- * by the device's clock.  The simulated GPU knows it by its name.
+ * The kernel of the demonstration, which is the tests' too, read from its one
+ * place in the checkout.
  */
-static const char kernels[] = ".version 6.0\n.target sm_50\n.address_size 64\n"
-			      ".visible .entry vgpu_spin(.param .u64 ns)\n{\n"
-			      "	.reg .u64 %rd<5>;\n	.reg .pred %p;\n"
-			      "	ld.param.u64 %rd1, [ns];\n"
-			      "	mov.u64 %rd2, %globaltimer;\n"
-			      "again:\n"
-			      "	mov.u64 %rd3, %globaltimer;\n"
-			      "	sub.u64 %rd4, %rd3, %rd2;\n"
-			      "	setp.lt.u64 %p, %rd4, %rd1;\n"
-			      "	@%p bra again;\n"
-			      "	ret;\n}\n";
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FROM_HERE "../../../vgpu_runtime/demo/spin.ptx"
+
+/* Its text, NUL-terminated; ends the program when it is not there. */
+static inline const char *kernels(void)
+{
+	static char path[4096], text[4096];
+	size_t folder = sizeof(__FILE__) - sizeof("kernels.h");
+	FILE *file;
+
+	snprintf(path, sizeof(path), "%.*s%s", (int)folder, __FILE__, FROM_HERE);
+	file = fopen(path, "r");
+	if (!file || !fread(text, 1, sizeof(text) - 1, file)) {
+		perror(path);
+		exit(1);
+	}
+	fclose(file);
+	return text;
+}

@@ -68,7 +68,7 @@ int main(int argc, char **argv)
 	seconds = atoi(argv[2]);
 	check(cuInit(0), "cuInit");
 	check(cuCtxCreate_v2(&context, 0, 0), "cuCtxCreate_v2");
-	check(cuModuleLoadData(&module, kernels), "cuModuleLoadData");
+	check(cuModuleLoadData(&module, kernels()), "cuModuleLoadData");
 	check(cuModuleGetFunction(&function, module, "vgpu_spin"), "cuModuleGetFunction");
 	begin = second = now_ns();
 	for (int done = -1; done < seconds;) {
