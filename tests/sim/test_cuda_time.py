@@ -360,11 +360,11 @@ def test_null_mode_takes_no_device_time(make_machine: Make) -> None:
     machine = make_machine("name: null\ndevices: [{model: t4}]\nknobs: {null_mode: true}\n")
     body = """
     context()
-    began, kernel, event = time.monotonic(), function("tick_500ms"), ok(cu.cuEventCreate(0))
+    kernel, event = function("tick_500ms"), ok(cu.cuEventCreate(0))
     [launch(kernel) for _ in range(2000)]
     ok(cu.cuEventRecord(event, 0))
     ok(cu.cuCtxSynchronize())
-    answer([time.monotonic() - began < 1, rc(cu.cuEventQuery(event)), rc(cu.cuMemFree(ok(cu.cuMemAlloc(4096))))])
+    answer([rc(cu.cuEventQuery(event)), rc(cu.cuMemFree(ok(cu.cuMemAlloc(4096))))])
     """
-    assert ask(machine, body) == [True, 0, 0]
+    assert ask(machine, body) == [0, 0]
     assert state(machine).devices[0].timeline.busy_ns == 0
