@@ -42,6 +42,13 @@ enum vgpu_kind {
 	VGPU_KIND_CONTAINER = 2, /* one container: its ledger is not to be trusted */
 };
 
+/* What is counted in bytes, by number: device memory of slice s is account s;
+ * what slice s has in host memory instead is VGPU_SPILL + s; the page-locked
+ * host memory of the whole tenant is VGPU_HOST. */
+#define VGPU_SPILL VGPU_MAX_SLICES
+#define VGPU_HOST 32
+#define VGPU_ACCOUNTS 33
+
 /* One slice's entitlement. */
 struct vgpu_quota {
 	uint8_t device[VGPU_UUID_SIZE]; /* node: UUID of the device */
@@ -51,7 +58,8 @@ struct vgpu_quota {
 	uint32_t cores_limit;           /* node: percent enforced until limit_end_ns */
 	uint64_t limit_end_ns;          /* node: from then on `cores` holds; 0 = always */
 	uint32_t policy;                /* node: enum vgpu_policy */
-	uint32_t reserved[3];
+	uint32_t reserved;
+	uint64_t memory_spill; /* node: bytes of `memory` that lie in host memory */
 };
 
 /* What the node gives a tenant.  The tenant maps it read-only. */
@@ -63,15 +71,19 @@ struct vgpu_grant {
 	uint32_t slice_count;        /* node: 1 to VGPU_MAX_SLICES, fixed for life */
 	char tenant[VGPU_NAME_SIZE]; /* node: name, NUL-terminated, fixed for life */
 	uint32_t kind;               /* node: enum vgpu_kind, fixed for life */
-	uint32_t reserved[9];
+	uint32_t reserved0;
+	uint64_t host_memory; /* node: bytes of page-locked host memory; 0 = not limited */
+	uint32_t reserved[6];
 	struct vgpu_quota slices[VGPU_MAX_SLICES];
 };
 
 /* One slice's usage: what all processes of the tenant hold and have spent. */
 struct vgpu_usage {
-	uint64_t memory_used;       /* shim: bytes charged; never above the quota */
+	uint64_t memory_used;       /* shim: bytes of device memory charged */
 	uint64_t refusals;          /* shim: allocations refused */
-	uint64_t memory_padding[6]; /* launches must not slow allocations down */
+	uint64_t memory_spilled;    /* shim: bytes charged that lie in host memory instead */
+	uint64_t context_memory;    /* shim: bytes that a process's first context took + 1 */
+	uint64_t memory_padding[4]; /* launches must not slow allocations down */
 	uint64_t full_ns;           /* shim: when the bucket is full again */
 	uint64_t device_time_ns;    /* shim: device time debited, after settling */
 	uint64_t throttled_ns;      /* shim: time that launches were delayed, summed */
@@ -89,7 +101,8 @@ struct vgpu_row {
 	uint64_t ended;         /* shim: ... and ended; never ahead of `begun` */
 	uint64_t active;        /* shim: bit i: it has used slice i */
 	uint64_t padding[2];
-	uint64_t memory[VGPU_MAX_SLICES]; /* shim: bytes charged, by slice */
+	uint64_t memory[VGPU_ACCOUNTS]; /* shim: bytes charged, by account */
+	uint64_t memory_padding[7];
 };
 
 /* What a tenant used.  The node reads it as untrusted input. */
@@ -100,7 +113,9 @@ struct vgpu_ledger {
 	uint64_t janitor;       /* shim: owner of the process that sweeps; 0 = nobody */
 	uint64_t janitor_image; /* shim: image of that process */
 	uint64_t suspect;       /* shim: usage may exceed the rows' sum: reconcile */
-	uint64_t reserved[3];
+	uint64_t host_used;     /* shim: bytes of page-locked host memory charged */
+	uint64_t host_refusals; /* shim: page-locked allocations refused */
+	uint64_t reserved;
 	struct vgpu_usage slices[VGPU_MAX_SLICES];
 	struct vgpu_row rows[VGPU_MAX_PROCESSES];
 };
@@ -126,6 +141,10 @@ const char *vgpu_fault_text(int fault);
 
 /* Change one slice as seen by readers at one moment; single writer. */
 void vgpu_quota_write(struct vgpu_grant *grant, uint32_t slice, const struct vgpu_quota *quota);
+/* Bytes of a quota that are device memory; UINT64_MAX = not limited. */
+uint64_t vgpu_device_part(const struct vgpu_quota *quota);
+/* Bytes that may be charged on an account; UINT64_MAX = not limited. */
+uint64_t vgpu_quota_of(const struct vgpu_grant *grant, uint32_t account);
 /* A consistent copy.  Bounded: a writer that died midway costs consistency
  * between fields, never the reader's time. */
 void vgpu_quota_read(const struct vgpu_grant *grant, uint32_t slice, struct vgpu_quota *quota);
@@ -145,10 +164,12 @@ int vgpu_row_take(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
 		  uint64_t pid_namespace, vgpu_is_gone is_gone);
 /* Reserve before the driver is called.  0, or -1 with nothing changed when
  * `bytes` do not fit below `quota`. */
-int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t slice, uint64_t bytes,
+int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint64_t bytes,
 		uint64_t quota);
-/* Give back what was charged on the same row and slice. */
-void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row, uint32_t slice, uint64_t bytes);
+/* Give back what was charged on the same row and account. */
+void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint64_t bytes);
+/* Bytes charged on an account, by all processes. */
+uint64_t vgpu_charged(const struct vgpu_ledger *ledger, uint32_t account);
 /* Take back what processes that are gone still hold.  Returns the rows freed;
  * 0 at once while another process sweeps. */
 uint32_t vgpu_sweep(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,

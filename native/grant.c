@@ -13,8 +13,10 @@
 #define READ_TRIES 64
 
 _Static_assert(sizeof(struct vgpu_quota) == 64, "a quota is one cache line");
+_Static_assert(VGPU_HOST == VGPU_SPILL + VGPU_MAX_SLICES, "accounts are numbered in one go");
+_Static_assert(VGPU_ACCOUNTS == VGPU_HOST + 1, "cffi wants the number spelled out");
 _Static_assert(sizeof(struct vgpu_usage) == 128, "memory and time are a cache line each");
-_Static_assert(sizeof(struct vgpu_row) == 192, "rows of two processes share no cache line");
+_Static_assert(sizeof(struct vgpu_row) == 384, "rows of two processes share no cache line");
 _Static_assert(offsetof(struct vgpu_grant, slices) == 128, "slices start a cache line");
 _Static_assert(offsetof(struct vgpu_ledger, slices) == 64, "usage starts a cache line");
 
@@ -52,8 +54,8 @@ int vgpu_grant_check(const void *bytes, uint64_t size)
 	for (uint32_t i = 0; i < grant->slice_count; i++) {
 		const struct vgpu_quota *quota = &grant->slices[i];
 
-		if (quota->cores < 1 || quota->cores > 100 || quota->policy < VGPU_POLICY_FIXED ||
-		    quota->policy > VGPU_POLICY_NONE)
+		if (quota->memory_spill > quota->memory || quota->cores < 1 || quota->cores > 100 ||
+		    quota->policy < VGPU_POLICY_FIXED || quota->policy > VGPU_POLICY_NONE)
 			return VGPU_BAD_VALUE;
 	}
 	return VGPU_SOUND;
@@ -111,6 +113,28 @@ void vgpu_quota_read(const struct vgpu_grant *grant, uint32_t slice, struct vgpu
 		if (!(before & 1) && before == __atomic_load_n(&grant->sequence, __ATOMIC_RELAXED))
 			return;
 	}
+}
+
+uint64_t vgpu_device_part(const struct vgpu_quota *quota)
+{
+	uint64_t bytes = quota->memory - quota->memory_spill;
+
+	if (quota->memory_spill > quota->memory)
+		return 0; /* a mixture of two grants, or a lie: never more than either meant */
+	return bytes < quota->device_memory ? bytes : UINT64_MAX;
+}
+
+uint64_t vgpu_quota_of(const struct vgpu_grant *grant, uint32_t account)
+{
+	struct vgpu_quota quota;
+	uint64_t bytes;
+
+	if (account == VGPU_HOST) {
+		bytes = __atomic_load_n(&grant->host_memory, __ATOMIC_RELAXED);
+		return bytes ? bytes : UINT64_MAX;
+	}
+	vgpu_quota_read(grant, account % VGPU_SPILL, &quota);
+	return account < VGPU_SPILL ? vgpu_device_part(&quota) : quota.memory_spill;
 }
 
 uint32_t vgpu_cores_in_force(const struct vgpu_grant *grant, uint32_t slice, uint64_t now_ns)

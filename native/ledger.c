@@ -2,10 +2,10 @@
  *
  * Memory accounting that any process may leave at any instruction.
  *
- * A slice's `memory_used` is the one number that decides; rows say whose it
- * is.  Invariant:
+ * An account's total is the one number that decides; rows say whose it is.
+ * Invariant:
  *
- *	memory_used == sum of the rows + changes under way + leaks
+ *	total == sum of the rows + changes under way + leaks
  *
  * Charging raises the total before the row, refunding lowers the row before
  * the total, so a SIGKILL in between can only leak, never free what is in
@@ -21,6 +21,19 @@
 static uint64_t load(const uint64_t *word)
 {
 	return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static uint64_t *total_of(struct vgpu_ledger *ledger, uint32_t account)
+{
+	if (account == VGPU_HOST)
+		return &ledger->host_used;
+	return account < VGPU_SPILL ? &ledger->slices[account].memory_used
+				    : &ledger->slices[account - VGPU_SPILL].memory_spilled;
+}
+
+uint64_t vgpu_charged(const struct vgpu_ledger *ledger, uint32_t account)
+{
+	return load(total_of((struct vgpu_ledger *)ledger, account));
 }
 
 static void begin_change(struct vgpu_row *row)
@@ -47,27 +60,27 @@ static int reserve(uint64_t *used_word, uint64_t bytes, uint64_t quota)
 	return 0;
 }
 
-int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t slice, uint64_t bytes,
+int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t account, uint64_t bytes,
 		uint64_t quota)
 {
 	struct vgpu_row *row = &ledger->rows[row_index];
 	int refused;
 
 	begin_change(row);
-	refused = reserve(&ledger->slices[slice].memory_used, bytes, quota);
+	refused = reserve(total_of(ledger, account), bytes, quota);
 	if (!refused)
-		__atomic_fetch_add(&row->memory[slice], bytes, __ATOMIC_SEQ_CST);
+		__atomic_fetch_add(&row->memory[account], bytes, __ATOMIC_SEQ_CST);
 	end_change(row);
 	return refused;
 }
 
-void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t slice, uint64_t bytes)
+void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t account, uint64_t bytes)
 {
 	struct vgpu_row *row = &ledger->rows[row_index];
 
 	begin_change(row);
-	__atomic_fetch_sub(&row->memory[slice], bytes, __ATOMIC_SEQ_CST);
-	__atomic_fetch_sub(&ledger->slices[slice].memory_used, bytes, __ATOMIC_SEQ_CST);
+	__atomic_fetch_sub(&row->memory[account], bytes, __ATOMIC_SEQ_CST);
+	__atomic_fetch_sub(total_of(ledger, account), bytes, __ATOMIC_SEQ_CST);
 	end_change(row);
 }
 
@@ -79,14 +92,14 @@ void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t slice,
 static int look(const struct vgpu_ledger *ledger, uint64_t *begun_sum, uint64_t *sums)
 {
 	*begun_sum = 0;
-	for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++)
-		sums[s] = 0;
+	for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
+		sums[a] = 0;
 	for (uint32_t i = 0; i < VGPU_MAX_PROCESSES; i++) {
 		const struct vgpu_row *row = &ledger->rows[i];
 		uint64_t ended = load(&row->ended), begun;
 
-		for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++)
-			sums[s] += load(&row->memory[s]);
+		for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
+			sums[a] += load(&row->memory[a]);
 		begun = load(&row->begun);
 		if (begun != ended)
 			return -1;
@@ -98,20 +111,20 @@ static int look(const struct vgpu_ledger *ledger, uint64_t *begun_sum, uint64_t 
 
 static int reconcile_once(struct vgpu_ledger *ledger)
 {
-	uint64_t first, second, sums[VGPU_MAX_SLICES], totals[VGPU_MAX_SLICES];
+	uint64_t first, second, sums[VGPU_ACCOUNTS], totals[VGPU_ACCOUNTS];
 
 	if (look(ledger, &first, sums))
 		return -1;
-	for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++)
-		totals[s] = load(&ledger->slices[s].memory_used);
+	for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
+		totals[a] = vgpu_charged(ledger, a);
 	if (look(ledger, &second, sums) || first != second)
 		return -1;
 	/* A leak stays the same whatever is charged meanwhile, so it may be taken
 	 * off whenever the total is seen to be what it was. */
-	for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++)
-		if (totals[s] != sums[s] &&
-		    !__atomic_compare_exchange_n(&ledger->slices[s].memory_used, &totals[s],
-						 sums[s], 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+	for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
+		if (totals[a] != sums[a] &&
+		    !__atomic_compare_exchange_n(total_of(ledger, a), &totals[a], sums[a], 0,
+						 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 			return -1;
 	return 0;
 }
@@ -130,11 +143,11 @@ static void free_row(struct vgpu_ledger *ledger, struct vgpu_row *row)
 {
 	/* Being killed between the two steps below leaks, as the dead may have. */
 	__atomic_store_n(&ledger->suspect, 1, __ATOMIC_SEQ_CST);
-	for (uint32_t s = 0; s < VGPU_MAX_SLICES; s++) {
-		uint64_t bytes = __atomic_exchange_n(&row->memory[s], 0, __ATOMIC_SEQ_CST);
+	for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++) {
+		uint64_t bytes = __atomic_exchange_n(&row->memory[a], 0, __ATOMIC_SEQ_CST);
 
 		if (bytes)
-			__atomic_fetch_sub(&ledger->slices[s].memory_used, bytes, __ATOMIC_SEQ_CST);
+			__atomic_fetch_sub(total_of(ledger, a), bytes, __ATOMIC_SEQ_CST);
 	}
 	__atomic_store_n(&row->active, 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&row->image, 0, __ATOMIC_SEQ_CST);

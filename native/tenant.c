@@ -114,6 +114,7 @@ static void subtract_tenants(int tenants, const struct vgpu_quota *quota, uint64
 	while (directory && (entry = readdir(directory))) {
 		int tenant, slice;
 		struct vgpu_grant grant;
+		uint64_t taken;
 
 		if (!vgpu_state_name_is_valid(entry->d_name))
 			continue;
@@ -124,8 +125,9 @@ static void subtract_tenants(int tenants, const struct vgpu_quota *quota, uint64
 		    (slice = vgpu_slice_of(&grant, quota->device)) >= 0) {
 			const struct vgpu_quota *other = &grant.slices[slice];
 
-			if (other->memory < other->device_memory)
-				*memory -= other->memory < *memory ? other->memory : *memory;
+			taken = vgpu_device_part(other);
+			if (taken != UINT64_MAX)
+				*memory -= taken < *memory ? taken : *memory;
 			if (other->policy != VGPU_POLICY_NONE)
 				*cores -= other->cores < *cores ? other->cores : *cores;
 		}
@@ -142,12 +144,13 @@ static int admit(int tenants, const struct vgpu_grant *grant, struct vgpu_shorta
 	for (uint32_t i = 0; i < grant->slice_count; i++) {
 		const struct vgpu_quota *quota = &grant->slices[i];
 		uint64_t memory = quota->device_memory, cores = 100;
+		uint64_t wanted = vgpu_device_part(quota);
 
 		subtract_tenants(tenants, quota, &memory, &cores);
 		shortage->slice = i;
 		shortage->is_cores = 0;
 		shortage->free = memory;
-		if (quota->memory < quota->device_memory && quota->memory > memory)
+		if (wanted != UINT64_MAX && wanted > memory)
 			return VGPU_SHORT;
 		shortage->is_cores = 1;
 		shortage->free = cores;

@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The beginning and the end of the driver's objects.  The end of a context
- * frees its allocations, and its events, without a word to anyone: what was
- * charged for the first is refunded, the second must not be touched again.
+ * The beginning and the end of contexts.  A context takes memory for itself
+ * before the program has asked for any: that is charged first and corrected when
+ * it is there (overhead.c).  Its end frees its allocations, and its events, without
+ * a word to anyone: what was charged for the first is refunded, the second must
+ * not be touched again.
  */
+#include "blocks.h"
 #include "markers.h"
+#include "overhead.h"
+#include "pools.h"
 
 CUresult cuInit(unsigned int flags)
 {
@@ -15,31 +20,91 @@ CUresult cuInit(unsigned int flags)
 	return driver->real.cuInit(flags);
 }
 
-/* ---- the end of a context ------------------------------------------------------------- */
+/* ---- the beginning ---------------------------------------------------------------------- */
 
-static struct process *tracked(void)
+static int primary_is_active(const struct driver *driver, CUdevice device)
 {
-	return vgpu_tenant()->ledger ? vgpu_process() : NULL;
+	unsigned int flags;
+	int active = 0;
+
+	return !driver->used.cuDevicePrimaryCtxGetState(device, &flags, &active) && active;
 }
 
-static void refund_context(struct process *process, CUcontext context)
+static void undo_create(const struct driver *driver, CUcontext context, CUdevice device)
 {
-	struct record *record = vgpu_record_take_context(&process->records, context);
+	if (driver->real.cuCtxDestroy_v2(context) == CUDA_ERROR_NOT_SUPPORTED)
+		driver->real.cuCtxDestroy(context);
+}
+
+static void undo_retain(const struct driver *driver, CUcontext context, CUdevice device)
+{
+	if (driver->real.cuDevicePrimaryCtxRelease_v2(device) == CUDA_ERROR_NOT_SUPPORTED)
+		driver->real.cuDevicePrimaryCtxRelease(device);
+}
+
+#define BEGIN(symbol, undo, exists, parameters, arguments)                                         \
+	CUresult symbol parameters                                                                 \
+	{                                                                                          \
+		const struct driver *driver = vgpu_driver(LIBRARY_CUDA);                           \
+		struct overhead overhead;                                                          \
+		CUresult rc, answer;                                                               \
+                                                                                                   \
+		if (!context || !vgpu_tenant()->ledger || exists)                                  \
+			return driver->real.symbol arguments;                                      \
+		rc = vgpu_context_begin(&overhead, driver, device);                                \
+		if (rc)                                                                            \
+			return rc;                                                                 \
+		rc = driver->real.symbol arguments;                                                \
+		answer = vgpu_context_begun(&overhead, rc, context);                               \
+		if (answer && !rc)                                                                 \
+			undo(driver, *context, device);                                            \
+		return answer;                                                                     \
+	}
+
+BEGIN(cuCtxCreate, undo_create, 0, (CUcontext * context, unsigned int flags, CUdevice device),
+      (context, flags, device))
+BEGIN(cuCtxCreate_v2, undo_create, 0, (CUcontext * context, unsigned int flags, CUdevice device),
+      (context, flags, device))
+BEGIN(cuCtxCreate_v3, undo_create, 0,
+      (CUcontext * context, CUexecAffinityParam *affinity, int count, unsigned int flags,
+       CUdevice device),
+      (context, affinity, count, flags, device))
+BEGIN(cuCtxCreate_v4, undo_create, 0,
+      (CUcontext * context, CUctxCreateParams *parameters, unsigned int flags, CUdevice device),
+      (context, parameters, flags, device))
+/* Each use of a primary context is counted; it takes memory with the first. */
+BEGIN(cuDevicePrimaryCtxRetain, undo_retain, primary_is_active(driver, device),
+      (CUcontext * context, CUdevice device), (context, device))
+
+/* ---- the end of a context ------------------------------------------------------------- */
+
+static int is_of_context(const struct record *record, const void *context)
+{
+	return record->context == context;
+}
+
+static void refund_context(const struct driver *driver, struct process *process, CUcontext context)
+{
+	const struct tenant *tenant = vgpu_tenant();
+	struct record *record = vgpu_record_take_all(&process->records, is_of_context, context);
 
 	while (record) {
 		struct record *next = record->next;
 
-		vgpu_refund(vgpu_tenant()->ledger, record->row, record->slice, record->bytes);
-		vgpu_record_free(&process->records, record);
+		if (record->kind == RECORD_CONTEXT)
+			vgpu_context_ended(process, record->account);
+		vgpu_give_back(tenant, process, record);
 		record = next;
 	}
+	vgpu_pools_check(driver, tenant, process);
 }
 
 typedef CUresult (*end_context)(CUcontext);
 
 static CUresult end(end_context real, CUcontext context)
 {
-	struct process *process = context ? tracked() : NULL;
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	struct process *process = context ? vgpu_accounted() : NULL;
 	CUresult rc;
 
 	/* Before, not after: other threads read events that are about to go. */
@@ -47,7 +112,7 @@ static CUresult end(end_context real, CUcontext context)
 		vgpu_markers_forget(process, context);
 	rc = real(context);
 	if (process && !rc)
-		refund_context(process, context);
+		refund_context(driver, process, context);
 	return rc;
 }
 
@@ -65,7 +130,7 @@ CUresult cuCtxDestroy_v2(CUcontext context)
 CUresult cuCtxDetach(CUcontext context)
 {
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
-	struct process *process = context ? tracked() : NULL;
+	struct process *process = context ? vgpu_accounted() : NULL;
 	unsigned int version;
 	CUresult rc;
 
@@ -73,19 +138,11 @@ CUresult cuCtxDetach(CUcontext context)
 		vgpu_markers_forget(process, context);
 	rc = driver->real.cuCtxDetach(context);
 	if (process && !rc && driver->used.cuCtxGetApiVersion(context, &version))
-		refund_context(process, context);
+		refund_context(driver, process, context);
 	return rc;
 }
 
 /* ---- the end of a device's primary context ---------------------------------------------- */
-
-static int primary_is_active(const struct driver *driver, CUdevice device)
-{
-	unsigned int flags;
-	int active = 0;
-
-	return !driver->used.cuDevicePrimaryCtxGetState(device, &flags, &active) && active;
-}
 
 /* The handle of a primary context that is there; NULL if it is not. */
 static CUcontext primary_context(const struct driver *driver, CUdevice device)
@@ -106,7 +163,7 @@ typedef CUresult (*end_primary)(CUdevice);
 static CUresult end_of_primary(end_primary real, CUdevice device)
 {
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
-	struct process *process = tracked();
+	struct process *process = vgpu_accounted();
 	CUcontext context = process ? primary_context(driver, device) : NULL;
 	CUresult rc;
 
@@ -115,7 +172,7 @@ static CUresult end_of_primary(end_primary real, CUdevice device)
 	rc = real(device);
 	/* A release ends the context only if it was the last. */
 	if (context && !rc && !primary_is_active(driver, device))
-		refund_context(process, context);
+		refund_context(driver, process, context);
 	return rc;
 }
 

@@ -98,6 +98,14 @@ static int mapped_slice(const struct process *process, CUdevice device)
 	return __atomic_load_n(&process->slice_of[device], __ATOMIC_RELAXED) - 1;
 }
 
+int vgpu_device_of_slice(const struct process *process, int slice)
+{
+	for (CUdevice device = 0; device < MAX_DEVICES; device++)
+		if (mapped_slice(process, device) == slice)
+			return device;
+	return -1;
+}
+
 int vgpu_slice_of_device(const struct driver *driver, const struct tenant *tenant,
 			 struct process *process, CUdevice device)
 {
@@ -131,24 +139,35 @@ CUcontext vgpu_stream_context(const struct driver *driver, CUstream stream, int 
 	return driver->used.cuStreamGetCtx(stream, &context) ? NULL : context;
 }
 
+int vgpu_stream_device(const struct driver *driver, CUstream stream, int per_thread,
+		       CUdevice *device)
+{
+	CUcontext context, current = NULL;
+	CUresult rc;
+
+	if ((uintptr_t)stream <= CU_STREAM_PER_THREAD_VALUE)
+		return driver->used.cuCtxGetDevice(device) ? -1 : 0;
+	context = vgpu_stream_context(driver, stream, per_thread);
+	if (!context)
+		return -1;
+	if (!driver->used.cuCtxGetCurrent(&current) && current == context)
+		return driver->used.cuCtxGetDevice(device) ? -1 : 0;
+	if (driver->used.cuCtxPushCurrent_v2(context))
+		return -1;
+	rc = driver->used.cuCtxGetDevice(device);
+	driver->used.cuCtxPopCurrent_v2(&context);
+	return rc ? -1 : 0;
+}
+
 int vgpu_stream_slice(const struct driver *driver, const struct tenant *tenant,
 		      struct process *process, CUstream stream, int per_thread)
 {
-	uint32_t count = device_count(driver, tenant, process);
-	CUcontext context, current = NULL;
 	CUdevice device = 0;
-	CUresult rc;
 
-	if (count <= 1 || (uintptr_t)stream <= CU_STREAM_PER_THREAD_VALUE)
+	if (device_count(driver, tenant, process) <= 1 ||
+	    (uintptr_t)stream <= CU_STREAM_PER_THREAD_VALUE)
 		return vgpu_current_slice(driver, tenant, process);
-	context = vgpu_stream_context(driver, stream, per_thread);
-	if (!context)
+	if (vgpu_stream_device(driver, stream, per_thread, &device))
 		return SLICE_UNKNOWN;
-	if (!driver->used.cuCtxGetCurrent(&current) && current == context)
-		return vgpu_current_slice(driver, tenant, process);
-	if (driver->used.cuCtxPushCurrent_v2(context))
-		return SLICE_UNKNOWN;
-	rc = driver->used.cuCtxGetDevice(&device);
-	driver->used.cuCtxPopCurrent_v2(&context);
-	return rc ? SLICE_UNKNOWN : mapped_slice(process, device);
+	return mapped_slice(process, device);
 }

@@ -14,6 +14,16 @@
 
 static __thread int depth __attribute__((tls_model("initial-exec")));
 
+void vgpu_nvml_enter(void)
+{
+	depth++;
+}
+
+void vgpu_nvml_leave(void)
+{
+	depth--;
+}
+
 /* The driver's answer, with whatever it calls on the way left alone. */
 #define FORWARD(call)                                                                              \
 	({                                                                                         \

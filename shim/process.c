@@ -54,6 +54,14 @@ void vgpu_unlock(struct lock *lock)
 	__atomic_store_n(&lock->is_held, 0, __ATOMIC_RELEASE);
 }
 
+void vgpu_lock_and_sleep(struct lock *lock)
+{
+	struct timespec pause = {0, 50000};
+
+	while (__atomic_exchange_n(&lock->is_held, 1, __ATOMIC_ACQUIRE))
+		syscall(SYS_nanosleep, &pause, NULL);
+}
+
 /* ---- the memory ---------------------------------------------------------------------------- */
 
 static struct process *create(void)
@@ -87,10 +95,15 @@ static void wipe_if_forked(struct process *process)
 
 struct process *vgpu_process(void)
 {
+	struct process *process = vgpu_process_if_any();
+
+	return likely(process) ? process : create();
+}
+
+struct process *vgpu_process_if_any(void)
+{
 	struct process *process = __atomic_load_n(&the_process, __ATOMIC_ACQUIRE);
 
-	if (unlikely(!process))
-		process = create();
 	if (unlikely(__atomic_load_n(&kernel_cannot_wipe, __ATOMIC_RELAXED)) && process)
 		wipe_if_forked(process);
 	return process;
@@ -111,23 +124,13 @@ static void identify(struct process *process)
 	__atomic_store_n(&process->owner, owner, __ATOMIC_RELEASE);
 }
 
-/* Looking for a row reads files of other processes: whoever waits for the
- * thread that does so sleeps. */
-static void lock_row(struct process *process)
-{
-	struct timespec pause = {0, 50000};
-
-	while (__atomic_exchange_n(&process->row_lock.is_held, 1, __ATOMIC_ACQUIRE))
-		syscall(SYS_nanosleep, &pause, NULL);
-}
-
 static int take_row(const struct tenant *tenant, struct process *process)
 {
 	int cancel, row;
 
 	/* A thread cancelled in there would keep the lock. */
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	lock_row(process);
+	vgpu_lock_and_sleep(&process->row_lock);
 	row = (int)__atomic_load_n(&process->row, __ATOMIC_ACQUIRE) - 1;
 	if (row < 0) {
 		identify(process);

@@ -20,17 +20,47 @@ struct lock {
 
 void vgpu_lock(struct lock *lock);
 void vgpu_unlock(struct lock *lock);
+/* The same where its holder may be in a system call: whoever waits sleeps. */
+void vgpu_lock_and_sleep(struct lock *lock);
 
 /* ---- records.c: which allocation was charged how -------------------------------- */
 
 #define RECORD_BUCKETS (1u << 17) /* 100,000 allocations: less than one in each */
 #define RECORD_STRIPES 64         /* locks: each for every 64th bucket */
 
+/* What a key is.  Numbers of two kinds may be equal and mean two things. */
+enum record_kind {
+	RECORD_POINTER, /* memory by address; if it is of a pool, that is charged instead */
+	RECORD_HOST,    /* page-locked memory, by address */
+	RECORD_OBJECT,  /* array, mipmapped array or external memory */
+	RECORD_CONTEXT, /* what a context takes for itself */
+	RECORD_MODULE,  /* what a module or library takes */
+	RECORD_BLOCK,   /* physical memory; in no table, its handles and mappings are */
+	RECORD_HANDLE,  /* a handle of a block */
+	RECORD_MAPPING, /* a mapping of a block, by address, of `bytes` */
+	RECORD_BINDING, /* a block that a multicast object, or a sparse array, holds */
+	RECORD_GRAPH,   /* an executable graph that allocates `bytes`; see graph_memory.c */
+};
+
+struct pool;
+
 struct record {
 	struct record *next;
-	uint64_t pointer, bytes;
-	CUcontext context;
-	uint32_t slice, row;
+	uint64_t key;
+	union {
+		uint64_t bytes; /* what they mean, and whether they are charged, says the kind */
+		uint64_t owner; /* BINDING: the object that holds the block */
+	};
+	uint64_t spilled;  /* charged on the spill account besides */
+	CUcontext context; /* whose end is its end; NULL: no context's */
+	union {
+		struct record *block; /* HANDLE, MAPPING, BINDING */
+		struct pool *pool;    /* POINTER: where it is from; NULL: from no pool */
+	};
+	uint32_t row;
+	uint32_t count;  /* uses: of a BLOCK by its handles, mappings and bindings; of a HANDLE */
+	uint8_t account; /* see VGPU_ACCOUNTS */
+	uint8_t kind;
 };
 
 struct records {
@@ -47,13 +77,20 @@ struct records {
 /* A record to be filled in; NULL when memory is exhausted. */
 struct record *vgpu_record_new(struct records *records);
 void vgpu_record_free(struct records *records, struct record *record);
-/* Enter by record->pointer.  Never fails.  Returns a record that had the same
- * pointer, which the driver must have freed without our seeing it, or NULL. */
+/* Enter by kind and key.  Never fails.  Returns a record that had the same ones,
+ * whose object the driver must have ended without our seeing it, or NULL. */
 struct record *vgpu_record_enter(struct records *records, struct record *record);
-/* Take out what is known of a pointer; NULL: nothing. */
-struct record *vgpu_record_take(struct records *records, uint64_t pointer);
-/* Take out all of a context, chained by `next`. */
-struct record *vgpu_record_take_context(struct records *records, CUcontext context);
+/* Take out what is known of a key; NULL: nothing. */
+struct record *vgpu_record_take(struct records *records, enum record_kind kind, uint64_t key);
+/* Call `visit` with the record of a key, under the table's lock: a few instructions,
+ * nothing that waits.  It takes the record out by returning 1.  Returns what it
+ * returned, or -1 when nothing is known of the key. */
+int vgpu_record_visit(struct records *records, enum record_kind kind, uint64_t key,
+		      int (*visit)(struct record *record, void *argument), void *argument);
+/* Take out all that `matches`, chained by `next`. */
+struct record *vgpu_record_take_all(struct records *records,
+				    int (*matches)(const struct record *record, const void *what),
+				    const void *what);
 
 /* ---- markers.c ------------------------------------------------------------------------ */
 
@@ -91,6 +128,13 @@ struct process {
 	uint32_t device_count;        /* 0: not known yet */
 	int8_t slice_of[MAX_DEVICES]; /* by CUdevice */
 	struct records records;
+	uint32_t contexts[VGPU_MAX_SLICES]; /* alive and charged, by slice */
+	uint64_t contexts_made;
+	struct pool *pools; /* pools.c: all that were ever seen */
+	struct lock pools_lock;
+	uint32_t pools_dirty;        /* some pool may hold less than it is charged */
+	uint32_t has_bindings;       /* blocks.c: some block is bound to an object */
+	uint32_t graphs_with_memory; /* records of graphs that allocate */
 	struct estimates estimates;
 	struct marker markers[MARKERS];
 	uint64_t issued_ns;    /* device time debited between measurements, summed */
@@ -100,6 +144,8 @@ struct process {
 
 /* NULL when there is no memory for it. */
 struct process *vgpu_process(void);
+/* NULL also when nothing was kept of this process yet. */
+struct process *vgpu_process_if_any(void);
 /* Row of this process in the ledger, taken at the first call; -1: none is free. */
 int vgpu_process_row(const struct tenant *tenant, struct process *process);
 /* Take back what dead processes hold, unless this process did so less than

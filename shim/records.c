@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Which allocation was charged how: pointer to record, in constant time with
- * any number of live allocations.
+ * Which allocation was charged how: address or handle to record, in constant
+ * time with any number of live allocations.
  *
  * A record is made before the driver is asked, so that nothing can fail once
  * the driver has given memory: entering a record only links it into a chain.
@@ -73,56 +73,84 @@ void vgpu_record_free(struct records *records, struct record *record)
 
 /* ---- the table ------------------------------------------------------------------------ */
 
-static uint32_t bucket_of(uint64_t pointer)
+static uint32_t bucket_of(enum record_kind kind, uint64_t key)
 {
-	/* The high bits of the product depend on all of the pointer's. */
-	return (uint32_t)(pointer * 0x9e3779b97f4a7c15ull >> 40) % RECORD_BUCKETS;
+	/* The high bits of the product depend on all of the key's. */
+	return (uint32_t)((key + kind) * 0x9e3779b97f4a7c15ull >> 40) % RECORD_BUCKETS;
 }
 
-static struct record *unlink_pointer(struct record **link, uint64_t pointer)
+static struct record **link_to(struct records *records, uint32_t bucket, enum record_kind kind,
+			       uint64_t key)
 {
-	for (; *link; link = &(*link)->next)
-		if ((*link)->pointer == pointer) {
-			struct record *record = *link;
+	struct record **link = &records->buckets[bucket];
 
-			*link = record->next;
-			return record;
-		}
-	return NULL;
+	while (*link && ((*link)->key != key || (*link)->kind != kind))
+		link = &(*link)->next;
+	return link;
+}
+
+static struct record *unlink_at(struct record **link)
+{
+	struct record *record = *link;
+
+	if (record)
+		*link = record->next;
+	return record;
 }
 
 struct record *vgpu_record_enter(struct records *records, struct record *record)
 {
-	uint32_t bucket = bucket_of(record->pointer);
+	uint32_t bucket = bucket_of(record->kind, record->key);
 	struct lock *lock = &records->stripes[bucket % RECORD_STRIPES].lock;
 	struct record *stale;
 
 	vgpu_lock(lock);
-	stale = unlink_pointer(&records->buckets[bucket], record->pointer);
+	stale = unlink_at(link_to(records, bucket, record->kind, record->key));
 	record->next = records->buckets[bucket];
 	records->buckets[bucket] = record;
 	vgpu_unlock(lock);
 	return stale;
 }
 
-struct record *vgpu_record_take(struct records *records, uint64_t pointer)
+struct record *vgpu_record_take(struct records *records, enum record_kind kind, uint64_t key)
 {
-	uint32_t bucket = bucket_of(pointer);
+	uint32_t bucket = bucket_of(kind, key);
 	struct lock *lock = &records->stripes[bucket % RECORD_STRIPES].lock;
 	struct record *record;
 
 	vgpu_lock(lock);
-	record = unlink_pointer(&records->buckets[bucket], pointer);
+	record = unlink_at(link_to(records, bucket, kind, key));
 	vgpu_unlock(lock);
 	return record;
 }
 
-static struct record *take_matching(struct record **link, CUcontext context, struct record *taken)
+int vgpu_record_visit(struct records *records, enum record_kind kind, uint64_t key,
+		      int (*visit)(struct record *record, void *argument), void *argument)
+{
+	uint32_t bucket = bucket_of(kind, key);
+	struct lock *lock = &records->stripes[bucket % RECORD_STRIPES].lock;
+	struct record **link;
+	int result = -1;
+
+	vgpu_lock(lock);
+	link = link_to(records, bucket, kind, key);
+	if (*link) {
+		result = visit(*link, argument);
+		if (result == 1)
+			unlink_at(link);
+	}
+	vgpu_unlock(lock);
+	return result;
+}
+
+static struct record *take_matching(struct record **link,
+				    int (*matches)(const struct record *, const void *),
+				    const void *what, struct record *taken)
 {
 	while (*link) {
 		struct record *record = *link;
 
-		if (record->context == context) {
+		if (matches(record, what)) {
 			*link = record->next;
 			record->next = taken;
 			taken = record;
@@ -133,7 +161,9 @@ static struct record *take_matching(struct record **link, CUcontext context, str
 	return taken;
 }
 
-struct record *vgpu_record_take_context(struct records *records, CUcontext context)
+struct record *vgpu_record_take_all(struct records *records,
+				    int (*matches)(const struct record *record, const void *what),
+				    const void *what)
 {
 	struct record *taken = NULL;
 
@@ -144,7 +174,7 @@ struct record *vgpu_record_take_context(struct records *records, CUcontext conte
 		if (!__atomic_load_n(&records->buckets[bucket], __ATOMIC_RELAXED))
 			continue;
 		vgpu_lock(lock);
-		taken = take_matching(&records->buckets[bucket], context, taken);
+		taken = take_matching(&records->buckets[bucket], matches, what, taken);
 		vgpu_unlock(lock);
 	}
 	return taken;

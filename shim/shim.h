@@ -122,14 +122,20 @@ static inline int vgpu_is_metered(struct tenant *tenant)
 
 #define SLICE_NOT_GRANTED (-1) /* a visible device that the grant does not name */
 #define SLICE_UNKNOWN (-2)     /* the driver cannot say yet: it is not set up */
+#define SLICE_NONE (-3)        /* no device's memory: not charged */
 
 struct process;
 
 int vgpu_slice_of_device(const struct driver *driver, const struct tenant *tenant,
 			 struct process *process, CUdevice device);
+/* CUDA's number of a slice's device, or -1. */
+int vgpu_device_of_slice(const struct process *process, int slice);
 /* Slice of the calling thread's current context. */
 int vgpu_current_slice(const struct driver *driver, const struct tenant *tenant,
 		       struct process *process);
+/* Device on which work of a stream runs; 0, or -1 when the driver cannot say. */
+int vgpu_stream_device(const struct driver *driver, CUstream stream, int per_thread,
+		       CUdevice *device);
 /* Slice on which work of a stream runs. */
 int vgpu_stream_slice(const struct driver *driver, const struct tenant *tenant,
 		      struct process *process, CUstream stream, int per_thread);
@@ -146,6 +152,17 @@ struct view {
 
 /* The view of a slice of a device that has `total` bytes, `free` of them free. */
 struct view vgpu_view(struct tenant *tenant, int slice, uint64_t total, uint64_t free);
+
+/* ---- nvml.c ------------------------------------------------------------------------------- */
+
+/* Between these two calls of ours NVML's calls of itself are let through. */
+void vgpu_nvml_enter(void);
+void vgpu_nvml_leave(void);
+
+/* ---- overhead.c: what nobody asks for by size ------------------------------------------- */
+
+/* Bytes of a slice's device that the driver says this process has, or -1. */
+int64_t vgpu_observed_memory(const struct tenant *tenant, int slice);
 
 /* ---- clocks --------------------------------------------------------------------------- */
 

@@ -12,14 +12,6 @@
 
 #include "../cuda.h"
 
-typedef struct CUlib_st *CUlibrary;
-typedef struct CUkern_st *CUkernel;
-typedef struct CUmemPoolHandle_st *CUmemoryPool;
-typedef struct CUgraph_st *CUgraph;
-typedef struct CUgraphNode_st *CUgraphNode;
-typedef struct CUgraphExec_st *CUgraphExec;
-typedef struct CUarray_st *CUarray;
-typedef uint64_t CUmemGenericAllocationHandle;
 typedef void (*CUhostFn)(void *data);
 typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *data);
 typedef size_t (*CUoccupancyB2DSize)(int block_size);
@@ -74,51 +66,21 @@ typedef struct CUDA_MEMCPY3D_st {
 	size_t WidthInBytes, Height, Depth;
 } CUDA_MEMCPY3D;
 
-enum {
-	CU_MEM_LOCATION_TYPE_DEVICE = 1,
-	CU_MEM_LOCATION_TYPE_HOST = 2,
-	CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT = 4
-};
-enum { CU_MEM_ALLOCATION_TYPE_PINNED = 1 };
-
-typedef struct CUmemLocation_st {
-	unsigned int type;
-	int id;
-} CUmemLocation;
-
-typedef struct CUmemAccessDesc_st {
-	CUmemLocation location;
+typedef struct CUDA_ARRAY_SPARSE_PROPERTIES_st {
+	struct {
+		unsigned int width, height, depth;
+	} tileExtent;
+	unsigned int miptailFirstLevel;
+	unsigned long long miptailSize;
 	unsigned int flags;
-} CUmemAccessDesc;
+	unsigned int reserved[4];
+} CUDA_ARRAY_SPARSE_PROPERTIES;
 
-typedef struct CUmemAllocationProp_st {
-	unsigned int type;
-	unsigned int requestedHandleTypes;
-	CUmemLocation location;
-	void *win32HandleMetaData;
-	unsigned char allocFlags[8];
-} CUmemAllocationProp;
-
-typedef struct CUmemPoolProps_st {
-	unsigned int allocType;
-	unsigned int handleTypes;
-	CUmemLocation location;
-	void *win32SecurityAttributes;
-	size_t maxSize;
-	unsigned short usage;
-	unsigned char reserved[54];
-} CUmemPoolProps;
-
-enum {
-	CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES = 1,
-	CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC = 2,
-	CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES = 3,
-	CU_MEMPOOL_ATTR_RELEASE_THRESHOLD = 4,
-	CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT = 5,
-	CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH = 6,
-	CU_MEMPOOL_ATTR_USED_MEM_CURRENT = 7,
-	CU_MEMPOOL_ATTR_USED_MEM_HIGH = 8
-};
+typedef struct CUDA_ARRAY_MEMORY_REQUIREMENTS_st {
+	size_t size;
+	size_t alignment;
+	unsigned int reserved[4];
+} CUDA_ARRAY_MEMORY_REQUIREMENTS;
 
 enum {
 	CU_POINTER_ATTRIBUTE_CONTEXT = 1,
@@ -178,14 +140,6 @@ typedef struct CUDA_HOST_NODE_PARAMS_st {
 	void *userData;
 } CUDA_HOST_NODE_PARAMS;
 
-typedef struct CUDA_MEM_ALLOC_NODE_PARAMS_st {
-	CUmemPoolProps poolProps;
-	const CUmemAccessDesc *accessDescs;
-	size_t accessDescCount;
-	size_t bytesize;
-	CUdeviceptr dptr;
-} CUDA_MEM_ALLOC_NODE_PARAMS;
-
 typedef struct CUDA_MEMCPY_NODE_PARAMS_st {
 	int flags;
 	int reserved;
@@ -214,13 +168,6 @@ typedef struct CUgraphEdgeData_st {
 	unsigned char bytes[8];
 } CUgraphEdgeData;
 
-typedef struct CUDA_GRAPH_INSTANTIATE_PARAMS_st {
-	uint64_t flags;
-	CUstream hUploadStream;
-	CUgraphNode hErrNode_out;
-	unsigned int result_out;
-} CUDA_GRAPH_INSTANTIATE_PARAMS;
-
 typedef struct CUgraphExecUpdateResultInfo_st {
 	unsigned int result;
 	CUgraphNode errorNode;
@@ -246,6 +193,14 @@ _Static_assert(sizeof(CUDA_MEMCPY2D) == 128, "as the driver has it");
 _Static_assert(sizeof(CUDA_MEMCPY3D) == 200, "as the driver has it");
 _Static_assert(sizeof(CUmemPoolProps) == 88, "as the driver has it");
 _Static_assert(sizeof(CUmemAllocationProp) == 32, "as the driver has it");
+_Static_assert(sizeof(CUmulticastObjectProp) == 32, "as the driver has it");
+_Static_assert(sizeof(CUDA_ARRAY_SPARSE_PROPERTIES) == 48, "as the driver has it");
+_Static_assert(sizeof(CUDA_ARRAY_MEMORY_REQUIREMENTS) == 32, "as the driver has it");
+_Static_assert(sizeof(CUDA_ARRAY_DESCRIPTOR) == 24, "as the driver has it");
+_Static_assert(sizeof(CUDA_ARRAY3D_DESCRIPTOR) == 40, "as the driver has it");
+_Static_assert(sizeof(CUarrayMapInfo) == 96, "as the driver has it");
+_Static_assert(sizeof(CUDA_EXTERNAL_MEMORY_HANDLE_DESC) == 104, "as the driver has it");
+_Static_assert(sizeof(CUctxCreateParams) == 24, "as the driver has it");
 _Static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS) == 72, "as the driver has it");
 _Static_assert(sizeof(CUgraphNodeParams) == 256, "as the driver has it");
 

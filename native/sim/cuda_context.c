@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda_work.h"
+#include "cuda_array.h"
 
 #define STACK 64
 
@@ -80,6 +80,12 @@ static void free_object(struct object *object)
 		break;
 	case OBJECT_MODULE:
 		module_free((struct module *)object);
+		break;
+	case OBJECT_ARRAY:
+		array_free((struct array *)object);
+		break;
+	case OBJECT_MIPMAP:
+		mipmap_free((struct mipmap *)object);
 		break;
 	default:
 		object_free(object);
@@ -259,7 +265,7 @@ API cuCtxCreate_v2(CUcontext *context, unsigned int flags, CUdevice device)
 }
 
 /* Restricting a context to some multiprocessors is a feature of MPS. */
-API cuCtxCreate_v3(CUcontext *context, void *affinity, int count, unsigned int flags,
+API cuCtxCreate_v3(CUcontext *context, CUexecAffinityParam *affinity, int count, unsigned int flags,
 		   CUdevice device)
 {
 	CHECK_READY();
@@ -268,10 +274,11 @@ API cuCtxCreate_v3(CUcontext *context, void *affinity, int count, unsigned int f
 	return create(context, flags, device, 3020);
 }
 
-API cuCtxCreate_v4(CUcontext *context, void **parameters, unsigned int flags, CUdevice device)
+API cuCtxCreate_v4(CUcontext *context, CUctxCreateParams *parameters, unsigned int flags,
+		   CUdevice device)
 {
 	CHECK_READY();
-	if (parameters && (parameters[0] || parameters[2]))
+	if (parameters && (parameters->execAffinityParams || parameters->cigParams))
 		return CUDA_ERROR_NOT_SUPPORTED;
 	return create(context, flags, device, 3020);
 }

@@ -105,7 +105,7 @@ API cuCtxGetApiVersion(CUcontext handle, unsigned int *version)
 	return CUDA_SUCCESS;
 }
 
-API cuCtxGetLimit(size_t *value, unsigned int limit)
+API cuCtxGetLimit(size_t *value, CUlimit limit)
 {
 	ENTER();
 	CURRENT(context);
@@ -117,7 +117,7 @@ API cuCtxGetLimit(size_t *value, unsigned int limit)
 	return CUDA_SUCCESS;
 }
 
-API cuCtxSetLimit(unsigned int limit, size_t value)
+API cuCtxSetLimit(CUlimit limit, size_t value)
 {
 	ENTER();
 	CURRENT(context);

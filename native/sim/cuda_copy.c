@@ -7,7 +7,7 @@
  */
 #include <string.h>
 
-#include "cuda_work.h"
+#include "cuda_array.h"
 
 uint64_t copy_ns(uint64_t bytes)
 {
@@ -25,7 +25,14 @@ void copy_run(const struct copy *copy)
 				copy->width);
 }
 
-enum side { HOST, DEVICE, EITHER };
+enum side { HOST, DEVICE, EITHER, ARRAY };
+
+/* One side of a box: where it begins and what lies between its rows and layers. */
+struct place {
+	uintptr_t base;
+	size_t pitch, layer;
+	enum side side;
+};
 
 /* Bytes from the first to the last that a side of the box touches. */
 static size_t extent(const struct copy *copy, size_t pitch, size_t layer)
@@ -55,18 +62,24 @@ static CUresult check(const struct copy *copy, enum side to, enum side from)
 }
 
 /* Put a copy on a stream; `wait` for the forms that return when it is done. */
-static CUresult put(const struct copy *copy, enum side to, enum side from, CUstream on,
-		    bool per_thread, bool wait)
+static CUresult put_held(const struct copy *copy, enum side to, enum side from, CUstream on,
+			 bool per_thread, bool wait)
 {
 	struct work work = {.type = CU_GRAPH_NODE_TYPE_MEMCPY, .memcpy = {.copy = *copy}};
 	struct stream *stream;
-	ENTER();
 	TRY(stream_of(on, per_thread, &stream));
 	TRY(check(copy, to, from));
 	if (wait)
 		UNSAFE();
 	TRY(stream_do(stream, &work));
 	return wait ? stream_finish(stream) : CUDA_SUCCESS;
+}
+
+static CUresult put(const struct copy *copy, enum side to, enum side from, CUstream on,
+		    bool per_thread, bool wait)
+{
+	ENTER();
+	return put_held(copy, to, from, on, per_thread, wait);
 }
 
 static struct copy line(CUdeviceptr to, CUdeviceptr from, size_t bytes)
@@ -113,54 +126,78 @@ TWINS(cuMemcpyPeerAsync, ptsz,
 
 /* ---- boxes ---- */
 
-static CUresult side_of(unsigned type, const void *host, CUdeviceptr device, uintptr_t *base,
-			enum side *side)
+/* The box must lie within the array, which says itself what its rows are. */
+static CUresult place_in(CUarray handle, const size_t *at, const CUDA_MEMCPY3D *box,
+			 struct place *place)
 {
-	switch (type) {
-	case CU_MEMORYTYPE_HOST:
-		*base = (uintptr_t)host;
-		*side = HOST;
-		return CUDA_SUCCESS;
-	case CU_MEMORYTYPE_DEVICE:
-		*base = (uintptr_t)device;
-		*side = DEVICE;
-		return CUDA_SUCCESS;
-	case CU_MEMORYTYPE_UNIFIED:
-		*base = (uintptr_t)device;
-		*side = EITHER;
-		return CUDA_SUCCESS;
-	case CU_MEMORYTYPE_ARRAY:
-		return CUDA_ERROR_NOT_SUPPORTED;
-	default:
+	struct array *array;
+	TRY(array_of(handle, &array));
+	const struct layout *layout = &array->layout;
+	if (at[0] > layout->width || box->WidthInBytes > layout->width - at[0] ||
+	    at[1] > layout->rows || box->Height > layout->rows - at[1] || at[2] > layout->slices ||
+	    box->Depth > layout->slices - at[2])
 		return CUDA_ERROR_INVALID_VALUE;
-	}
+	size_t layer = layout->width * layout->rows;
+	*place = (struct place){
+		.base = (uintptr_t)array->memory + at[0] + at[1] * layout->width + at[2] * layer,
+		.pitch = layout->width,
+		.layer = layer,
+		.side = ARRAY,
+	};
+	return CUDA_SUCCESS;
+}
+
+static CUresult place_of(unsigned type, const void *host, CUdeviceptr device, size_t pitch,
+			 size_t height, const size_t *at, const CUDA_MEMCPY3D *box,
+			 struct place *place)
+{
+	if (type < CU_MEMORYTYPE_HOST || type > CU_MEMORYTYPE_UNIFIED)
+		return CUDA_ERROR_INVALID_VALUE;
+	pitch = pitch ? pitch : box->WidthInBytes + at[0];
+	height = height ? height : box->Height + at[1];
+	if (box->WidthInBytes + at[0] > pitch)
+		return CUDA_ERROR_INVALID_VALUE;
+	uintptr_t base = type == CU_MEMORYTYPE_HOST ? (uintptr_t)host : (uintptr_t)device;
+	*place = (struct place){
+		.base = base + at[0] + pitch * (at[1] + height * at[2]),
+		.pitch = pitch,
+		.layer = pitch * height,
+		.side = type == CU_MEMORYTYPE_HOST      ? HOST
+			: type == CU_MEMORYTYPE_UNIFIED ? EITHER
+							: DEVICE,
+	};
+	return CUDA_SUCCESS;
 }
 
 static CUresult parse(const CUDA_MEMCPY3D *p, struct copy *copy, enum side *to_side,
 		      enum side *from_side)
 {
-	uintptr_t to, from;
-	TRY(side_of(p->dstMemoryType, p->dstHost, p->dstDevice, &to, to_side));
-	TRY(side_of(p->srcMemoryType, p->srcHost, p->srcDevice, &from, from_side));
-	size_t to_pitch = p->dstPitch ? p->dstPitch : p->WidthInBytes + p->dstXInBytes;
-	size_t from_pitch = p->srcPitch ? p->srcPitch : p->WidthInBytes + p->srcXInBytes;
-	size_t to_height = p->dstHeight ? p->dstHeight : p->Height + p->dstY;
-	size_t from_height = p->srcHeight ? p->srcHeight : p->Height + p->srcY;
-	if (p->WidthInBytes + p->dstXInBytes > to_pitch ||
-	    p->WidthInBytes + p->srcXInBytes > from_pitch)
-		return CUDA_ERROR_INVALID_VALUE;
+	const size_t to_at[3] = {p->dstXInBytes, p->dstY, p->dstZ};
+	const size_t from_at[3] = {p->srcXInBytes, p->srcY, p->srcZ};
+	struct place to, from;
+	if (p->dstMemoryType == CU_MEMORYTYPE_ARRAY)
+		TRY(place_in(p->dstArray, to_at, p, &to));
+	else
+		TRY(place_of(p->dstMemoryType, p->dstHost, p->dstDevice, p->dstPitch, p->dstHeight,
+			     to_at, p, &to));
+	if (p->srcMemoryType == CU_MEMORYTYPE_ARRAY)
+		TRY(place_in(p->srcArray, from_at, p, &from));
+	else
+		TRY(place_of(p->srcMemoryType, p->srcHost, p->srcDevice, p->srcPitch, p->srcHeight,
+			     from_at, p, &from));
 	*copy = (struct copy){
-		.to = (char *)(to + p->dstXInBytes + to_pitch * (p->dstY + to_height * p->dstZ)),
-		.from = (const char *)(from + p->srcXInBytes +
-				       from_pitch * (p->srcY + from_height * p->srcZ)),
-		.to_pitch = to_pitch,
-		.from_pitch = from_pitch,
-		.to_layer = to_pitch * to_height,
-		.from_layer = from_pitch * from_height,
+		.to = (char *)to.base,
+		.from = (const char *)from.base,
+		.to_pitch = to.pitch,
+		.from_pitch = from.pitch,
+		.to_layer = to.layer,
+		.from_layer = from.layer,
 		.width = p->WidthInBytes,
 		.height = p->Height,
 		.depth = p->Depth,
 	};
+	*to_side = to.side;
+	*from_side = from.side;
 	return CUDA_SUCCESS;
 }
 
@@ -176,9 +213,9 @@ static CUresult put_box(const CUDA_MEMCPY3D *parameters, CUstream stream, bool p
 {
 	struct copy copy;
 	enum side to, from;
-	CHECK_READY();
+	ENTER();
 	TRY(parse(parameters, &copy, &to, &from));
-	return put(&copy, to, from, stream, per_thread, wait);
+	return put_held(&copy, to, from, stream, per_thread, wait);
 }
 
 static CUresult put_3d(const CUDA_MEMCPY3D *parameters, CUstream stream, bool per_thread, bool wait)
@@ -221,3 +258,34 @@ TWINS(cuMemcpy2DAsync_v2, ptsz, (const CUDA_MEMCPY2D *copy, CUstream stream),
 TWINS(cuMemcpy3D_v2, ptds, (const CUDA_MEMCPY3D *copy), put_3d(copy, NULL, per_thread, true))
 TWINS(cuMemcpy3DAsync_v2, ptsz, (const CUDA_MEMCPY3D *copy, CUstream stream),
       put_3d(copy, stream, per_thread, false))
+
+/* ---- lines of arrays of one dimension ---- */
+
+#define FROM_ARRAY(array, offset)                                                                  \
+	.srcMemoryType = CU_MEMORYTYPE_ARRAY, .srcArray = (array), .srcXInBytes = (offset)
+#define TO_ARRAY(array, offset)                                                                    \
+	.dstMemoryType = CU_MEMORYTYPE_ARRAY, .dstArray = (array), .dstXInBytes = (offset)
+#define FROM_HOST(pointer) .srcMemoryType = CU_MEMORYTYPE_HOST, .srcHost = (pointer)
+#define TO_HOST(pointer) .dstMemoryType = CU_MEMORYTYPE_HOST, .dstHost = (pointer)
+#define FROM_DEVICE(pointer) .srcMemoryType = CU_MEMORYTYPE_DEVICE, .srcDevice = (pointer)
+#define TO_DEVICE(pointer) .dstMemoryType = CU_MEMORYTYPE_DEVICE, .dstDevice = (pointer)
+#define LINE_OF(to, from)                                                                          \
+	(&(CUDA_MEMCPY3D){to, from, .WidthInBytes = bytes, .Height = 1, .Depth = 1})
+
+TWINS(cuMemcpyAtoD_v2, ptds, (CUdeviceptr to, CUarray from, size_t offset, size_t bytes),
+      put_box(LINE_OF(TO_DEVICE(to), FROM_ARRAY(from, offset)), NULL, per_thread, true))
+TWINS(cuMemcpyDtoA_v2, ptds, (CUarray to, size_t offset, CUdeviceptr from, size_t bytes),
+      put_box(LINE_OF(TO_ARRAY(to, offset), FROM_DEVICE(from)), NULL, per_thread, true))
+TWINS(cuMemcpyHtoA_v2, ptds, (CUarray to, size_t offset, const void *from, size_t bytes),
+      put_box(LINE_OF(TO_ARRAY(to, offset), FROM_HOST(from)), NULL, per_thread, true))
+TWINS(cuMemcpyAtoH_v2, ptds, (void *to, CUarray from, size_t offset, size_t bytes),
+      put_box(LINE_OF(TO_HOST(to), FROM_ARRAY(from, offset)), NULL, per_thread, true))
+TWINS(cuMemcpyAtoA_v2, ptds,
+      (CUarray to, size_t to_offset, CUarray from, size_t offset, size_t bytes),
+      put_box(LINE_OF(TO_ARRAY(to, to_offset), FROM_ARRAY(from, offset)), NULL, per_thread, true))
+TWINS(cuMemcpyHtoAAsync_v2, ptsz,
+      (CUarray to, size_t offset, const void *from, size_t bytes, CUstream stream),
+      put_box(LINE_OF(TO_ARRAY(to, offset), FROM_HOST(from)), stream, per_thread, false))
+TWINS(cuMemcpyAtoHAsync_v2, ptsz,
+      (void *to, CUarray from, size_t offset, size_t bytes, CUstream stream),
+      put_box(LINE_OF(TO_HOST(to), FROM_ARRAY(from, offset)), stream, per_thread, false))

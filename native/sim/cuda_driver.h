@@ -108,6 +108,8 @@ enum object_kind {
 	OBJECT_FUNCTION,
 	OBJECT_POOL,
 	OBJECT_PHYSICAL,
+	OBJECT_ARRAY,
+	OBJECT_MIPMAP,
 	OBJECT_GRAPH,
 	OBJECT_NODE,
 	OBJECT_EXEC,
@@ -215,6 +217,17 @@ CUresult device_pools(struct device *device); /* make the default pool if there 
 CUmemoryPool pool_handle(struct pool *pool);
 void pools_empty(struct device *device); /* when the last context goes: everything goes */
 void allocation_free(const struct allocation *allocation); /* of any owner */
+
+/* ---- cuda_vmm.c: physical memory ---- */
+
+struct physical;
+
+/* The physical memory of a handle, held once more: for the tiles of a sparse
+ * array on that device. */
+CUresult physical_hold(CUmemGenericAllocationHandle handle, uint64_t offset, uint64_t bytes,
+		       const struct device *device, struct physical **physical);
+void physical_hold_again(struct physical *physical);
+void physical_let_go(struct physical *physical);
 
 /* ---- cuda_context.c ---- */
 

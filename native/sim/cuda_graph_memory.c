@@ -67,26 +67,27 @@ void graph_memory_free(struct range *range)
 
 /* ---- public ---- */
 
-enum { USED, USED_HIGH, RESERVED, RESERVED_HIGH };
-
-API cuDeviceGetGraphMemAttribute(CUdevice ordinal, int attribute, void *value)
+API cuDeviceGetGraphMemAttribute(CUdevice ordinal, CUgraphMem_attribute attribute, void *value)
 {
 	struct device *device;
 	ENTER();
 	TRY(device_of(ordinal, &device));
-	if (!value || attribute < USED || attribute > RESERVED_HIGH)
+	if (!value || attribute > CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH)
 		return CUDA_ERROR_INVALID_VALUE;
-	bool now = attribute == USED || attribute == RESERVED;
+	bool now = attribute == CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT ||
+		   attribute == CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT;
 	*(uint64_t *)value = now ? device->graph_used : device->graph_used_high;
 	return CUDA_SUCCESS;
 }
 
-API cuDeviceSetGraphMemAttribute(CUdevice ordinal, int attribute, void *value)
+API cuDeviceSetGraphMemAttribute(CUdevice ordinal, CUgraphMem_attribute attribute, void *value)
 {
 	struct device *device;
 	ENTER();
 	TRY(device_of(ordinal, &device));
-	if (!value || *(uint64_t *)value || (attribute != USED_HIGH && attribute != RESERVED_HIGH))
+	if (!value || *(uint64_t *)value ||
+	    (attribute != CU_GRAPH_MEM_ATTR_USED_MEM_HIGH &&
+	     attribute != CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH))
 		return CUDA_ERROR_INVALID_VALUE;
 	device->graph_used_high = device->graph_used;
 	return CUDA_SUCCESS;

@@ -224,11 +224,11 @@ static CUresult check_managed(CUdeviceptr pointer, size_t bytes)
 	return CUDA_SUCCESS;
 }
 
-API cuMemAdvise(CUdeviceptr pointer, size_t bytes, int advice, CUdevice device)
+API cuMemAdvise(CUdeviceptr pointer, size_t bytes, CUmem_advise advice, CUdevice device)
 {
 	ENTER();
 	(void)device;
-	return advice < 1 || advice > 6 ? CUDA_ERROR_INVALID_VALUE : check_managed(pointer, bytes);
+	return !advice || advice > 6 ? CUDA_ERROR_INVALID_VALUE : check_managed(pointer, bytes);
 }
 
 API cuMemAdvise_v2(CUdeviceptr pointer, size_t bytes, int advice, CUmemLocation location)

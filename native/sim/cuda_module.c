@@ -43,8 +43,8 @@ API cuModuleLoadData(CUmodule *module, const void *image)
 	return load_module(module, image);
 }
 
-API cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int count, int *options,
-		       void **values)
+API cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int count,
+		       CUjit_option *options, void **values)
 {
 	(void)count;
 	(void)options;
@@ -212,8 +212,9 @@ API cuLibraryGetGlobal(CUdeviceptr *pointer, size_t *bytes, CUlibrary library, c
 
 /* ---- libraries ---- */
 
-API cuLibraryLoadData(CUlibrary *library, const void *code, int *jit_options, void **jit_values,
-		      unsigned jit_count, int *options, void **values, unsigned count)
+API cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jit_options,
+		      void **jit_values, unsigned jit_count, CUlibraryOption *options,
+		      void **values, unsigned count)
 {
 	(void)jit_options;
 	(void)jit_values;
@@ -227,8 +228,9 @@ API cuLibraryLoadData(CUlibrary *library, const void *code, int *jit_options, vo
 	return CUDA_SUCCESS;
 }
 
-API cuLibraryLoadFromFile(CUlibrary *library, const char *path, int *jit_options, void **jit_values,
-			  unsigned jit_count, int *options, void **values, unsigned count)
+API cuLibraryLoadFromFile(CUlibrary *library, const char *path, CUjit_option *jit_options,
+			  void **jit_values, unsigned jit_count, CUlibraryOption *options,
+			  void **values, unsigned count)
 {
 	CHECK_READY();
 	if (path && access(path, R_OK))

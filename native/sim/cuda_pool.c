@@ -234,7 +234,7 @@ API cuMemPoolTrimTo(CUmemoryPool handle, size_t keep)
 	return CUDA_SUCCESS;
 }
 
-API cuMemPoolGetAttribute(CUmemoryPool handle, int attribute, void *value)
+API cuMemPoolGetAttribute(CUmemoryPool handle, CUmemPool_attribute attribute, void *value)
 {
 	struct pool *pool;
 	uint64_t *wide = value;
@@ -269,7 +269,7 @@ API cuMemPoolGetAttribute(CUmemoryPool handle, int attribute, void *value)
 	return CUDA_SUCCESS;
 }
 
-API cuMemPoolSetAttribute(CUmemoryPool handle, int attribute, void *value)
+API cuMemPoolSetAttribute(CUmemoryPool handle, CUmemPool_attribute attribute, void *value)
 {
 	struct pool *pool;
 	const uint64_t *wide = value;

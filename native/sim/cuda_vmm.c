@@ -23,6 +23,8 @@
 #define FALLOC_FL_PUNCH_HOLE 2
 #endif
 
+#define USAGE_TILE_POOL 1 /* made for sparse arrays */
+
 struct physical {
 	struct object object;
 	struct device *device; /* NULL: host memory, not charged */
@@ -125,6 +127,29 @@ static void free_if_unused(struct physical *physical)
 	if (physical->device)
 		sim_refund(physical->device->number, driver.slot, physical->size);
 	object_free(physical);
+}
+
+CUresult physical_hold(CUmemGenericAllocationHandle handle, uint64_t offset, uint64_t bytes,
+		       const struct device *device, struct physical **physical)
+{
+	TRY(physical_of(handle, physical));
+	if ((*physical)->device != device || offset > (*physical)->size ||
+	    bytes > (*physical)->size - offset ||
+	    !((*physical)->properties.allocFlags.usage & USAGE_TILE_POOL))
+		return CUDA_ERROR_INVALID_VALUE;
+	(*physical)->mappings++;
+	return CUDA_SUCCESS;
+}
+
+void physical_hold_again(struct physical *physical)
+{
+	physical->mappings++;
+}
+
+void physical_let_go(struct physical *physical)
+{
+	physical->mappings--;
+	free_if_unused(physical);
 }
 
 API cuMemRelease(CUmemGenericAllocationHandle handle)

@@ -146,10 +146,10 @@ def test_export_tables_are_refused(h200: Simulated) -> None:
 
 def test_what_is_missing_says_so_and_is_traced_once(h200: Simulated, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    body = "context()\nanswer([raw().cuArrayDestroy(None) for _ in range(3)] + [raw().cuMemAlloc(None, 0)])"
+    body = "context()\nanswer([raw().cuTexRefCreate(None) for _ in range(3)] + [raw().cuGreenCtxDestroy(None)])"
     assert ask(h200, body, VGPU_SIM_TRACE=str(trace)) == [801] * 4
     lines = trace.read_text().splitlines()
-    assert [words.split(" from ")[0] for words in lines] == ["cuArrayDestroy", "cuMemAlloc"]
+    assert [words.split(" from ")[0] for words in lines] == ["cuTexRefCreate", "cuGreenCtxDestroy"]
     assert all(len(words.split(" from ")[1]) > 1 for words in lines)
 
 

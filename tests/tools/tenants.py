@@ -83,10 +83,24 @@ class Driver:
         return {**base, "LC_ALL": "C.UTF-8", **more}
 
 
-def simulated(spec: str, directory: Path) -> Driver:
-    """A new simulated machine."""
+def simulated(spec: str, directory: Path, **knobs: int) -> Driver:
+    """A new simulated machine, where a context takes nothing for itself unless a knob says so."""
     machine = machines.create(spec, directory)
+    set_knobs(machine, **{"context_overhead": 0, **knobs})
     return Driver(tuple(vgpu_shim.Device(one.uuid, one.name, one.memory) for one in machine.devices), machine)
+
+
+def set_knobs(machine: machines.Machine, **knobs: int) -> None:
+    """Change how a simulated machine behaves (`struct sim_knobs` in native/sim/machine.h)."""
+    from vgpu_runtime._native._machine import ffi
+
+    with (
+        machine.file.open("r+b") as file,
+        mmap.mmap(file.fileno(), 0) as view,
+        ffi.from_buffer("struct sim_machine *", view, require_writable=True) as shared,
+    ):
+        for name, value in knobs.items():
+            setattr(shared.knobs, name, value)
 
 
 # ---- tenants ------------------------------------------------------------------------------------------

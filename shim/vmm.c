@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Refuse: physical memory that is made apart from its addresses.  It exists as
+ * long as anything holds it: a handle, a mapping, a multicast object or a sparse
+ * array.  So a block is charged once, when it is made, counts who holds it, and
+ * is refunded when the last one lets go.
+ *
+ * The program may do all this on a thread without a context: where a block is
+ * says its location.  Memory of the host is not charged, and then nothing is
+ * noted.  An imported handle is of a block that its exporter is charged for.
+ */
+#include "blocks.h"
+
+/* No driver maps in smaller pieces. */
+#define SMALLEST_PIECE (64ull << 10)
+/* How far below an address the start of its mapping is looked for: 64 GiB. */
+#define FARTHEST_STEPS (1 << 20)
+
+/* ---- making and releasing
+ * -------------------------------------------------------------------------- */
+
+/* Types that later drivers add name a device by `id`, as far as they name one. */
+static int slice_of_location(const struct driver *driver, const struct tenant *tenant,
+			     struct process *process, const CUmemLocation *location)
+{
+	int device = location->id;
+
+	switch ((unsigned int)location->type) {
+	case CU_MEM_LOCATION_TYPE_NONE:
+	case CU_MEM_LOCATION_TYPE_HOST:
+	case CU_MEM_LOCATION_TYPE_HOST_NUMA:
+	case CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT:
+		return SLICE_NONE;
+	case CU_MEM_LOCATION_TYPE_DEVICE_LOCALITY_DOMAIN:
+		device &= 0xff;
+		break;
+	default:
+		break;
+	}
+	return vgpu_slice_of_device(driver, tenant, process, device);
+}
+
+static CUresult create(struct claim *claim, CUmemGenericAllocationHandle *handle, size_t bytes,
+		       const CUmemAllocationProp *properties, unsigned long long flags)
+{
+	struct record *block = claim->record;
+	struct record *holder = vgpu_holder_new(claim->process, RECORD_HANDLE, 0, block);
+	CUresult rc = holder ? claim->driver->real.cuMemCreate(handle, bytes, properties, flags)
+			     : CUDA_ERROR_OUT_OF_MEMORY;
+
+	if (rc) {
+		if (holder)
+			vgpu_record_free(&claim->process->records, holder);
+		vgpu_give_back(claim->tenant, claim->process, block);
+		return rc;
+	}
+	block->count = 1;
+	holder->key = *handle;
+	vgpu_holder_enter(claim->process, holder);
+	return rc;
+}
+
+CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
+		     const CUmemAllocationProp *properties, unsigned long long flags)
+{
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	const struct tenant *tenant = vgpu_tenant();
+	struct claim claim;
+	CUresult rc;
+	int slice;
+
+	if (!vgpu_is_charged(tenant) || !handle || !properties || !bytes)
+		return driver->real.cuMemCreate(handle, bytes, properties, flags);
+	rc = vgpu_claim(&claim, driver, tenant);
+	if (rc)
+		return rc;
+	slice = slice_of_location(driver, tenant, claim.process, &properties->location);
+	if (slice == SLICE_NONE || slice == SLICE_UNKNOWN)
+		return driver->real.cuMemCreate(handle, bytes, properties, flags);
+	rc = vgpu_stake(&claim, RECORD_BLOCK, slice, bytes);
+	return rc ? rc : create(&claim, handle, bytes, properties, flags);
+}
+
+/* One use of the handle less; with the last, it leaves the table. */
+static int release_use(struct record *holder, void *taken)
+{
+	if (--holder->count)
+		return 0;
+	*(struct record **)taken = holder;
+	return 1;
+}
+
+static int restore_use(struct record *holder, void *unused)
+{
+	holder->count++;
+	return 0;
+}
+
+CUresult cuMemRelease(CUmemGenericAllocationHandle handle)
+{
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	struct process *process = vgpu_accounted();
+	struct record *holder = NULL;
+	int known = -1;
+	CUresult rc;
+
+	/* Before: its number may be another block's as soon as the driver is done. */
+	if (process)
+		known = vgpu_record_visit(&process->records, RECORD_HANDLE, handle, release_use,
+					  &holder);
+	rc = driver->real.cuMemRelease(handle);
+	if (rc && holder) {
+		holder->count = 1;
+		vgpu_record_enter(&process->records, holder);
+	} else if (rc && !known) {
+		vgpu_record_visit(&process->records, RECORD_HANDLE, handle, restore_use, NULL);
+	} else if (holder) {
+		vgpu_holder_drop(process, holder);
+	} else if (process && !rc && known < 0) {
+		vgpu_bindings_drop(process, handle); /* it may have been a multicast object */
+	}
+	return rc;
+}
+
+/* ---- mappings
+ * --------------------------------------------------------------------------------------- */
+
+CUresult cuMemMap(CUdeviceptr pointer, size_t bytes, size_t offset,
+		  CUmemGenericAllocationHandle handle, unsigned long long flags)
+{
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	struct process *process = vgpu_accounted();
+	struct record *block = vgpu_block_of_handle(process, handle), *mapping = NULL;
+	CUresult rc;
+
+	if (block) {
+		mapping = vgpu_holder_new(process, RECORD_MAPPING, pointer, block);
+		if (!mapping) {
+			vgpu_block_let_go(process, block);
+			return CUDA_ERROR_OUT_OF_MEMORY;
+		}
+		mapping->bytes = bytes;
+	}
+	rc = driver->real.cuMemMap(pointer, bytes, offset, handle, flags);
+	if (mapping && rc)
+		vgpu_holder_drop(process, mapping);
+	else if (mapping)
+		vgpu_holder_enter(process, mapping);
+	return rc;
+}
+
+/* One call may cover several mappings side by side, each of them whole.  Those of
+ * memory that is not charged are not noted: they are stepped over. */
+static struct record *take_mappings(struct process *process, uint64_t from, uint64_t bytes)
+{
+	struct record *taken = NULL;
+
+	for (uint64_t at = from, end = from + bytes; at < end;) {
+		struct record *mapping = vgpu_record_take(&process->records, RECORD_MAPPING, at);
+		uint64_t step = mapping ? mapping->bytes : 0;
+
+		if (mapping) {
+			mapping->next = taken;
+			taken = mapping;
+		}
+		at += step ? step : SMALLEST_PIECE;
+	}
+	return taken;
+}
+
+CUresult cuMemUnmap(CUdeviceptr pointer, size_t bytes)
+{
+	struct process *process = vgpu_accounted();
+	struct record *taken = process ? take_mappings(process, pointer, bytes) : NULL;
+	CUresult rc = vgpu_driver(LIBRARY_CUDA)->real.cuMemUnmap(pointer, bytes);
+
+	while (taken) {
+		struct record *mapping = taken;
+
+		taken = mapping->next;
+		if (rc)
+			vgpu_record_enter(&process->records, mapping);
+		else
+			vgpu_holder_drop(process, mapping);
+	}
+	return rc;
+}
+
+struct address {
+	uint64_t at;
+	struct record *block;
+};
+
+static int hold_if_covers(struct record *mapping, void *argument)
+{
+	struct address *address = argument;
+
+	if (address->at - mapping->key >= mapping->bytes)
+		return 0;
+	address->block = mapping->block;
+	vgpu_block_hold(mapping->block);
+	return 0;
+}
+
+/* The mapping starts at the address or below. */
+struct record *vgpu_block_at(struct process *process, uint64_t at)
+{
+	struct address address = {at, NULL};
+	uint64_t key = at / SMALLEST_PIECE * SMALLEST_PIECE;
+
+	for (int steps = 0; steps < FARTHEST_STEPS && key; steps++, key -= SMALLEST_PIECE)
+		if (vgpu_record_visit(&process->records, RECORD_MAPPING, key, hold_if_covers,
+				      &address) >= 0)
+			break;
+	return address.block;
+}
+
+static int add_use(struct record *holder, void *unused)
+{
+	holder->count++;
+	return 0;
+}
+
+/* The handle of what is mapped there, as new or once more. */
+CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address)
+{
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	struct process *process = vgpu_accounted();
+	CUresult rc = driver->real.cuMemRetainAllocationHandle(handle, address);
+	struct record *block, *holder;
+
+	if (rc || !process ||
+	    !vgpu_record_visit(&process->records, RECORD_HANDLE, *handle, add_use, NULL))
+		return rc;
+	/* Another number for a block that we know by its mapping, if at all. */
+	block = vgpu_block_at(process, (uintptr_t)address);
+	if (!block)
+		return rc;
+	holder = vgpu_holder_new(process, RECORD_HANDLE, *handle, block);
+	if (!holder) {
+		driver->real.cuMemRelease(*handle);
+		vgpu_block_let_go(process, block);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	vgpu_holder_enter(process, holder);
+	return rc;
+}
