@@ -3,7 +3,8 @@
 Simulated machines as directories: each is a driver.
 
 The directory of a machine holds ``libcuda.so.1``, ``libcuda.so`` and ``libnvidia-ml.so.1``, links to the
-built simulator, and ``machine``, the shared file that is the whole state. A program that finds its
+built simulator, ``machine``, the shared file that is the whole state, and ``machine.shared``, the bytes of
+memory that several processes use. A program that finds its
 libraries there runs on the simulated GPUs; all programs that use one directory share them. The libraries
 find the file beside themselves, so that no environment is needed.
 
@@ -28,6 +29,7 @@ from vgpu_runtime.machine_files import Description, Device, describe
 LIBRARIES = Path(__file__).resolve().parent / "_native" / "sim"
 LINKS = ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1")
 MACHINE_FILE = "machine"
+MEMORY_FILE = "machine.shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def create(spec: str, directory: Path) -> Machine:
             for name in LINKS:
                 _link(directory / name, LIBRARIES / name)
             if not _is_there(ffi, directory / MACHINE_FILE, content, description):
+                _write(directory / MEMORY_FILE, _Content(0, ()))
                 _write(directory / MACHINE_FILE, content)
     except OSError as error:
         raise NodeError(

@@ -142,7 +142,8 @@ enum range_kind {
 	RANGE_MANAGED,
 	RANGE_HOST,       /* allocated by us */
 	RANGE_REGISTERED, /* the client's own */
-	RANGE_MAPPED      /* physical memory mapped at reserved addresses */
+	RANGE_MAPPED,     /* physical memory mapped at reserved addresses */
+	RANGE_IMPORTED    /* another process's, by cuIpcOpenMemHandle */
 };
 
 struct heap;
@@ -156,6 +157,8 @@ struct range {
 	size_t wanted; /* what the client asked for */
 	uint64_t charged;
 	uint64_t id;
+	uint32_t shared;   /* among this process's shared things; 0: it is its own */
+	uint32_t opened;   /* how often, when it is imported */
 	struct heap *heap; /* for device memory */
 	struct context *context;
 	struct device *device;
@@ -183,6 +186,7 @@ struct heap {
 	struct range *ranges; /* all of them */
 	struct range *open;   /* blocks with room, by `detail` */
 	bool keeps_empty;     /* a pool's: what is free stays charged */
+	bool shareable;       /* all of it can be exported from the beginning */
 	uint64_t charged;
 	uint64_t used;
 };
@@ -200,7 +204,10 @@ CUresult heap_alloc(struct heap *heap, enum range_kind kind, size_t bytes, CUdev
 void heap_free(const struct allocation *allocation);
 void heap_destroy(struct heap *heap);
 void heap_release(struct heap *heap, uint64_t keep); /* give back what is free, down to `keep` */
-void *map_memory(size_t bytes);                      /* zero, aligned to 2 MiB; NULL: no room */
+void heap_forget(struct range *range);               /* a range that it holds, with its memory */
+/* Memory that is shared already, at an address of ours, as a range of the heap. */
+CUresult heap_adopt(struct heap *heap, enum range_kind kind, uint32_t shared, struct range **made);
+void *map_memory(size_t bytes); /* zero, aligned to 2 MiB; NULL: no room */
 bool find_allocation(uintptr_t address, struct allocation *found);
 uint64_t next_buffer_id(void);
 
@@ -342,6 +349,7 @@ struct event {
 	uint64_t capture;   /* number of the capture it was recorded in; 0: none */
 	struct node **tips; /* the nodes that it stands for */
 	int tip_count;
+	uint32_t shared; /* with other processes; 0: not */
 };
 
 CUresult event_of(CUevent handle, struct event **event);
@@ -351,6 +359,13 @@ CUresult event_record(struct event *event, struct stream *stream);
 CUresult event_record_now(struct event *event, struct stream *stream);
 void event_hold(struct event *event, struct stream *stream);
 CUresult event_wait(struct event *event, struct stream *stream);
+
+/* ---- cuda_ipc_event.c ---- */
+
+void event_tell(const struct event *event);   /* its other users: it was recorded here */
+bool event_remote(const struct event *event); /* recorded by another process, not reached */
+void event_wait_remote(struct event *event);
+void event_unshare(struct event *event);
 
 /* ---- cuda_capture.c ---- */
 

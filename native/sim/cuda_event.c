@@ -77,6 +77,7 @@ static void clear(struct event *event)
 void event_forget(struct event *event)
 {
 	clear(event);
+	event_unshare(event);
 	object_free(event);
 }
 
@@ -129,6 +130,7 @@ CUresult event_record_now(struct event *event, struct stream *stream)
 	event->device = device;
 	event->recorded = true;
 	event->target = target;
+	event_tell(event);
 	if (driver.machine->knobs.null_mode) {
 		served = target;
 	} else {
@@ -164,6 +166,7 @@ CUresult event_wait(struct event *event, struct stream *stream)
 		TRY(wait_held(event));
 	if (event->recorded && !event->reached && event->device != stream_device(stream))
 		wait_for(event->device, event->target);
+	event_wait_remote(event);
 	return CUDA_SUCCESS;
 }
 
@@ -175,9 +178,8 @@ API cuEventCreate(CUevent *handle, unsigned int flags)
 	CURRENT(context);
 	if (!handle || flags > 7)
 		return CUDA_ERROR_INVALID_VALUE;
-	if (flags & CU_EVENT_INTERPROCESS)
-		return flags & CU_EVENT_DISABLE_TIMING ? CUDA_ERROR_NOT_SUPPORTED
-						       : CUDA_ERROR_INVALID_VALUE;
+	if (flags & CU_EVENT_INTERPROCESS && !(flags & CU_EVENT_DISABLE_TIMING))
+		return CUDA_ERROR_INVALID_VALUE;
 	struct event *event = object_new(OBJECT_EVENT, context);
 	if (!event)
 		return CUDA_ERROR_OUT_OF_MEMORY;
@@ -249,6 +251,8 @@ API cuEventQuery(CUevent handle)
 	ENTER();
 	UNSAFE();
 	TRY(look(handle, &event));
+	if (event_remote(event))
+		return CUDA_ERROR_NOT_READY;
 	return event->recorded && !event->reached ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }
 
@@ -259,6 +263,7 @@ API cuEventSynchronize(CUevent handle)
 	UNSAFE();
 	TRY(look(handle, &event));
 	TRY(wait_held(event));
+	event_wait_remote(event);
 	if (event->recorded && !event->reached) {
 		struct device *device = event->device;
 		wait_for(device, event->target);

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "cuda_share.h"
 #include "cuda_work.h"
 
 #define UNIT 512UL
@@ -83,6 +84,34 @@ static void refund(struct heap *heap, size_t bytes)
 	heap->charged -= bytes;
 }
 
+static void link_range(struct heap *heap, struct range *range)
+{
+	range->heap = heap;
+	range->context = heap->context;
+	range->device = heap->device;
+	range->id = next_buffer_id();
+	range->next = heap->ranges;
+	if (heap->ranges)
+		heap->ranges->before = range;
+	heap->ranges = range;
+}
+
+/* What is shared stays charged, to whoever holds it next. */
+static void drop_range(struct range *range)
+{
+	struct heap *heap = range->heap;
+	unlink_range(heap, range);
+	munmap((void *)range->base, range->size);
+	if (range->shared) {
+		share_drop(range->shared);
+		heap->charged -= range->charged;
+	} else if (range->charged) {
+		refund(heap, range->charged);
+	}
+	free(range->detail);
+	range_remove(range);
+}
+
 static CUresult new_range(struct heap *heap, enum range_kind kind, size_t size, struct range **made)
 {
 	CUresult charged = charge(heap, size);
@@ -99,27 +128,35 @@ static CUresult new_range(struct heap *heap, enum range_kind kind, size_t size, 
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
 	range->charged = charged ? 0 : size;
-	range->heap = heap;
-	range->context = heap->context;
-	range->device = heap->device;
-	range->id = next_buffer_id();
-	range->next = heap->ranges;
-	if (heap->ranges)
-		heap->ranges->before = range;
-	heap->ranges = range;
+	link_range(heap, range);
+	CUresult result = heap->shareable ? range_share(range) : CUDA_SUCCESS;
+	if (result)
+		drop_range(range);
+	*made = range;
+	return result;
+}
+
+CUresult heap_adopt(struct heap *heap, enum range_kind kind, uint32_t shared, struct range **made)
+{
+	size_t size = share_entry(shared)->size;
+	void *memory = map_memory(size);
+	struct range *range = memory ? range_add(kind, (uintptr_t)memory, size) : NULL;
+	if (!range || share_map(shared, memory, size)) {
+		if (memory)
+			munmap(memory, size);
+		if (range)
+			range_remove(range);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	range->shared = shared;
+	link_range(heap, range);
 	*made = range;
 	return CUDA_SUCCESS;
 }
 
-static void drop_range(struct range *range)
+void heap_forget(struct range *range)
 {
-	struct heap *heap = range->heap;
-	unlink_range(heap, range);
-	munmap((void *)range->base, range->size);
-	if (range->charged)
-		refund(heap, range->charged);
-	free(range->detail);
-	range_remove(range);
+	drop_range(range);
 }
 
 /* ---- blocks ---- */
@@ -312,7 +349,8 @@ void heap_free(const struct allocation *allocation)
 		return;
 	}
 	/* The pool keeps it; what comes next finds it zero again. */
-	madvise((void *)range->base, range->size, MADV_DONTNEED);
+	if (madvise((void *)range->base, range->size, range->shared ? MADV_REMOVE : MADV_DONTNEED))
+		memset((void *)range->base, 0, range->size);
 	range->wanted = 0;
 }
 

@@ -10,6 +10,9 @@
  * prepares it, under a file lock that the kernel takes back if it dies there.
  * A file that outlives a reboot is prepared again: its clock has restarted.
  *
+ * Beside it lies a second file, with `.shared` after its name: memory that
+ * several processes use (machine_shared.c).
+ *
  * Robust mutexes, not file locks, guard the rest: they cost nanoseconds, work
  * across containers (the kernel, not a process number, notices a dead holder),
  * and the next holder repairs what was half done.
@@ -40,6 +43,7 @@ struct sim_machine *machine;
 static pthread_mutex_t attaching = PTHREAD_MUTEX_INITIALIZER;
 static char path[4096];
 static int file = -1;
+static int memory_file = -1;
 
 uint64_t sim_now(void)
 {
@@ -114,6 +118,9 @@ static void prepare(struct sim_machine *m)
 		struct timespec wall;
 		if (m->boot)
 			memset(m->processes, 0, sizeof(m->processes));
+		memset(m->shared, 0, sizeof(m->shared));
+		m->shared_top = 0;
+		machine_memory_empty();
 		memset(m->live, 0, sizeof(m->live));
 		make_mutex(m->lock);
 		for (uint32_t i = 0; i < m->device_count; i++) {
@@ -194,6 +201,42 @@ void machine_reopen(void)
 	file = -1;
 }
 
+const char *machine_memory_path(void)
+{
+	static char memory_path[sizeof(path) + 8];
+	if (!*memory_path)
+		snprintf(memory_path, sizeof(memory_path), "%s.shared", path);
+	return memory_path;
+}
+
+/* Another file than the machine's: clients close descriptors of this one, which
+ * must not cost a process its locks on that one. */
+int machine_memory_file(void)
+{
+	int found = __atomic_load_n(&memory_file, __ATOMIC_ACQUIRE);
+	if (found >= 0)
+		return found;
+	pthread_mutex_lock(&attaching);
+	if (memory_file < 0) {
+		found = open(machine_memory_path(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+		if (found >= 0 && fchmod(found, 0666)) /* users of other containers too */
+			errno = 0;                     /* not our file: it is as it is */
+		__atomic_store_n(&memory_file, found, __ATOMIC_RELEASE);
+	}
+	pthread_mutex_unlock(&attaching);
+	return memory_file;
+}
+
+void machine_memory_empty(void)
+{
+	int old = open(machine_memory_path(), O_RDWR | O_CLOEXEC);
+	if (old < 0)
+		return;
+	if (ftruncate(old, 0))
+		complain(strerror(errno));
+	close(old);
+}
+
 /* True when the holder died with it. */
 static bool take(uint64_t *lock)
 {
@@ -222,9 +265,7 @@ struct sim_device *device_lock(uint32_t number)
 {
 	struct sim_device *device = &machine->devices[number];
 	if (take(device->lock)) {
-		device->memory_used = 0;
-		for (int slot = 0; slot < SIM_PROCESSES; slot++)
-			device->memory_used += device->shares[slot].memory;
+		memory_repair(device);
 		timeline_repair(device);
 	}
 	timeline_advance(device, sim_now());

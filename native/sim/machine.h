@@ -23,13 +23,15 @@
 #include <stdint.h>
 
 /* Bump when a field moves or changes meaning; a reader refuses another number. */
-#define SIM_ABI 1
+#define SIM_ABI 2
 #define SIM_MAGIC 0x4d49535550475601 /* also tells the byte order */
 #define SIM_DEVICES 16
 #define SIM_PROCESSES 512
 #define SIM_ACTIVE_WORDS 8 /* 64 processes to a word */
 #define SIM_SAMPLES 64     /* utilisation samples kept */
 #define SIM_SEGMENTS 8192  /* service segments kept for each device */
+#define SIM_SHARED 4096    /* things that several processes may hold */
+#define SIM_NOTE 64
 #define SIM_NAME 96
 
 /* How contexts with work share a device. */
@@ -123,14 +125,15 @@ struct sim_sample {
 
 /* One process on one device. */
 struct sim_share {
-	uint64_t memory;    /* D: bytes held, contexts included */
+	uint64_t memory;    /* D: bytes held, contexts included: `own` and its shared things */
 	uint64_t peak;      /* D: highest value of `memory` */
 	uint64_t queued_ns; /* D: device time ever asked for */
 	uint64_t served_ns; /* D: device time ever given; work is active while it is less */
 	uint64_t launches;  /* D: kernels enqueued, those of graphs included */
 	uint32_t contexts;  /* D: live contexts */
 	uint32_t weight;    /* D: length of its time slices in percent of the quantum */
-	uint64_t reserved[2];
+	uint64_t own;       /* D: bytes that no other process can hold */
+	uint64_t reserved;
 	struct sim_sample samples[SIM_SAMPLES];
 };
 
@@ -163,10 +166,36 @@ struct sim_timeline {
 struct sim_device {
 	struct sim_identity identity; /* C */
 	uint64_t lock[8];             /* a robust, process-shared pthread mutex */
-	uint64_t memory_used;         /* D: sum over the shares */
-	uint64_t reserved[7];
+	uint64_t memory_used;         /* D: sum over the shares, and the next */
+	uint64_t memory_unowned;      /* D: held by an open file alone, of no process */
+	uint64_t reserved[6];
 	struct sim_timeline timeline;
 	struct sim_share shares[SIM_PROCESSES];
+};
+
+enum sim_shared_kind {
+	SIM_SHARED_NONE = 0,
+	SIM_SHARED_MEMORY = 1,  /* bytes in the file of shared memory */
+	SIM_SHARED_OUTSIDE = 2, /* counted here, but the bytes are another driver's */
+	SIM_SHARED_POOL = 3,    /* only its note */
+	SIM_SHARED_MULTICAST = 4,
+	SIM_SHARED_EVENT = 5
+};
+
+/* Something that several processes may hold: it is there until the last of them
+ * lets go or dies, and until no open file stands for it.  Charged once, to the
+ * process that made it; when that one lets go, to another holder. */
+struct sim_shared {
+	uint32_t kind;   /* M: enum sim_shared_kind */
+	uint32_t device; /* M: that it is charged to; SIM_DEVICES: none, it is on the host */
+	int32_t owner;   /* M and D: slot that it is charged to; -1: nobody */
+	uint32_t reserved;
+	uint64_t generation;                /* M: one more for each user of the entry */
+	uint64_t size;                      /* M: bytes charged */
+	uint64_t offset;                    /* M: in the file of shared memory */
+	uint64_t key[2];                    /* M: of outside memory, the file that it came as */
+	uint64_t holders[SIM_ACTIVE_WORDS]; /* M: bit set: that process holds it */
+	uint8_t note[SIM_NOTE];             /* M: what its holders tell one another */
 };
 
 struct sim_machine {
@@ -185,8 +214,11 @@ struct sim_machine {
 	uint64_t lock[8];        /* a robust, process-shared pthread mutex */
 	uint64_t generation;     /* M: slots ever taken */
 	uint64_t live[SIM_ACTIVE_WORDS]; /* M: bit set: the slot's state is SIM_PROCESS_LIVE */
-	uint64_t reserved1[6];
+	uint32_t shared_top;             /* M: entries of `shared` ever used */
+	uint32_t reserved1;
+	uint64_t reserved2[5];
 	struct sim_process processes[SIM_PROCESSES];
+	struct sim_shared shared[SIM_SHARED];
 	struct sim_device devices[SIM_DEVICES];
 };
 
@@ -248,6 +280,29 @@ void sim_forget(void);
 int sim_charge(uint32_t device, int slot, uint64_t bytes);
 void sim_refund(uint32_t device, int slot, uint64_t bytes);
 
+/* Make something that others may hold too, after the given kind, device, size,
+ * key and note: its number, or -1.  `size` must have been charged before. */
+int sim_shared_make(int slot, const struct sim_shared *wanted);
+
+/* Hold it as well: 0, or -1 when it is not there any more. */
+int sim_shared_hold(int slot, int number, uint64_t generation);
+void sim_shared_drop(int slot, int number);
+
+/* An open file that stands for it and keeps it, in whatever process: a
+ * descriptor, or -1.  And what a descriptor stands for: a number, or -1. */
+int sim_shared_open(int number);
+int sim_shared_of(int descriptor);
+
+/* Outside memory that somebody holds already: its number, or -1. */
+int sim_shared_find(const uint64_t key[2]);
+
+/* The entry; what it holds may change at any time but for the holder. */
+const struct sim_shared *sim_shared_entry(int number);
+void sim_shared_note(int number, const void *note, uint64_t bytes);
+
+/* The file of shared memory, to map from; -1: there is none. */
+int sim_shared_file(void);
+
 /* Count one context more or less; the first charges the overhead: 0, or -1. */
 int sim_context_begin(uint32_t device, int slot);
 void sim_context_end(uint32_t device, int slot);
@@ -262,6 +317,9 @@ uint64_t sim_enqueue(uint32_t device, int slot, uint64_t ns, uint32_t launches, 
 
 /* What the process has been given by now. */
 uint64_t sim_served(uint32_t device, int slot);
+
+/* 1: it has been given `target`, or never will be, because it has ended. */
+int sim_passed(uint32_t device, int slot, uint64_t target);
 
 /* Sleep until the process has been given `target`. */
 void sim_wait(uint32_t device, int slot, uint64_t target);

@@ -18,6 +18,10 @@
 #define LOCK_ALIVE (LOCK_START + 4096) /* + slot: held by the open file of a live process */
 #define LOCK_WHO (LOCK_ALIVE + 4096)   /* + slot: held by the process, for its number */
 
+/* Byte of the file of shared memory that is locked while an open file stands for
+ * an entry. */
+#define LOCK_OPEN (1LL << 60) /* + number */
+
 #define EACH_BIT(slot, words)                                                                      \
 	for (int slot = first_bit(words, 0); slot >= 0; slot = first_bit(words, slot + 1))
 
@@ -51,6 +55,19 @@ struct sim_device *device_lock(uint32_t device); /* its time brought up to now *
 void device_unlock(struct sim_device *device);
 int machine_file(void);    /* this process's own open file, -1 when there is none */
 void machine_reopen(void); /* forget it: the next use opens another */
+
+int machine_memory_file(void); /* the file of shared memory, -1 when there is none */
+const char *machine_memory_path(void);
+void machine_memory_empty(void); /* after a reboot */
+
+/* machine_memory.c */
+void share_add(struct sim_device *device, int slot, uint64_t bytes); /* slot -1: of nobody */
+void share_take(struct sim_device *device, int slot, uint64_t bytes);
+void memory_repair(struct sim_device *device); /* after a holder was killed */
+
+/* machine_shared.c: machine's lock held */
+void shared_end(int slot); /* it holds nothing any more */
+void shared_reclaim(void); /* what nobody holds */
 
 /* machine_process.c */
 bool process_is_dead(int slot);

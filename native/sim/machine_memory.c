@@ -2,10 +2,50 @@
 /*
  * The capacity of a device: one sum, and each process's part of it.
  *
- * The part is written before the sum.  A process killed in between leaves a sum
- * that is wrong, and the next holder of the lock makes it from the parts.
+ * A part is what the process has alone (`own`) and the shared things that are
+ * charged to it.  These two are the truth; a process that is killed between
+ * them and the sums leaves sums that are wrong, and the next holder of the lock
+ * makes them anew.
  */
 #include "machine_internal.h"
+
+void share_add(struct sim_device *device, int slot, uint64_t bytes)
+{
+	device->memory_used += bytes;
+	if (slot < 0) {
+		device->memory_unowned += bytes;
+		return;
+	}
+	struct sim_share *share = &device->shares[slot];
+	share->memory += bytes;
+	if (share->memory > share->peak)
+		share->peak = share->memory;
+}
+
+void share_take(struct sim_device *device, int slot, uint64_t bytes)
+{
+	device->memory_used -= bytes;
+	if (slot < 0)
+		device->memory_unowned -= bytes;
+	else
+		device->shares[slot].memory -= bytes;
+}
+
+void memory_repair(struct sim_device *device)
+{
+	uint32_t number = (uint32_t)(device - machine->devices);
+	device->memory_used = 0;
+	device->memory_unowned = 0;
+	for (int slot = 0; slot < SIM_PROCESSES; slot++) {
+		device->shares[slot].memory = 0;
+		share_add(device, slot, device->shares[slot].own);
+	}
+	for (uint32_t i = 0; i < machine->shared_top; i++) {
+		const struct sim_shared *shared = &machine->shared[i];
+		if (shared->kind && shared->device == number)
+			share_add(device, shared->owner, shared->size);
+	}
+}
 
 static int charge(struct sim_device *device, int slot, uint64_t bytes)
 {
@@ -13,10 +53,8 @@ static int charge(struct sim_device *device, int slot, uint64_t bytes)
 	uint64_t capacity = device->identity.memory_total - device->identity.memory_reserved;
 	if (device->memory_used > capacity || bytes > capacity - device->memory_used)
 		return -1;
-	share->memory += bytes;
-	if (share->memory > share->peak)
-		share->peak = share->memory;
-	device->memory_used += bytes;
+	share->own += bytes;
+	share_add(device, slot, bytes);
 	return 0;
 }
 
@@ -35,10 +73,10 @@ int sim_charge(uint32_t number, int slot, uint64_t bytes)
 static void refund(struct sim_device *device, int slot, uint64_t bytes)
 {
 	struct sim_share *share = &device->shares[slot];
-	if (bytes > share->memory)
-		bytes = share->memory; /* the slot has ended meanwhile */
-	share->memory -= bytes;
-	device->memory_used -= bytes;
+	if (bytes > share->own)
+		bytes = share->own; /* the slot has ended meanwhile */
+	share->own -= bytes;
+	share_take(device, slot, bytes);
 }
 
 void sim_refund(uint32_t number, int slot, uint64_t bytes)

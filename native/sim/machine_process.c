@@ -71,14 +71,15 @@ static uint64_t start_ticks(void)
 /* What a share keeps is dropped, but its counters stay.  Machine lock held. */
 static void end_slot(int slot)
 {
+	shared_end(slot);
 	for (uint32_t i = 0; i < machine->device_count; i++) {
 		struct sim_share *share = &machine->devices[i].shares[slot];
 		if (!share->peak && !share->queued_ns)
 			continue;
 		struct sim_device *device = device_lock(i);
 		timeline_drop(device, slot);
-		device->memory_used -= share->memory;
-		share->memory = 0;
+		share_take(device, slot, share->own);
+		share->own = 0;
 		share->contexts = 0;
 		device_unlock(device);
 	}
@@ -92,6 +93,7 @@ static void reclaim_dead(void)
 	EACH_BIT (slot, machine->live)
 		if (process_is_dead(slot))
 			end_slot(slot);
+	shared_reclaim();
 }
 
 void process_reclaim_dead(void)
@@ -99,7 +101,7 @@ void process_reclaim_dead(void)
 	uint64_t others = 0;
 	for (int word = 0; word < SIM_ACTIVE_WORDS; word++)
 		others |= __atomic_load_n(&machine->live[word], __ATOMIC_RELAXED);
-	if (!others)
+	if (!others && !__atomic_load_n(&machine->shared_top, __ATOMIC_RELAXED))
 		return;
 	machine_lock();
 	reclaim_dead();

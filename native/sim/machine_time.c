@@ -302,6 +302,15 @@ uint64_t sim_served(uint32_t number, int slot)
 	return served;
 }
 
+int sim_passed(uint32_t number, int slot, uint64_t target)
+{
+	struct sim_device *device = device_lock(number);
+	const struct sim_share *share = &device->shares[slot];
+	int passed = share->served_ns >= target || share->queued_ns < target;
+	device_unlock(device);
+	return passed;
+}
+
 /* When `left` more will have been served to a slot, if nobody else comes. */
 static uint64_t foretell(const struct sim_device *device, int slot, uint64_t left)
 {

@@ -22,15 +22,16 @@ def mutable_offset(machine: machines.Machine) -> int:
     return int(ffi.offsetof("struct sim_machine", "devices", 0, "memory_used"))
 
 
-def test_a_directory_holds_the_libraries_and_a_file_that_all_users_can_open(tmp_path: Path) -> None:
+def test_a_directory_holds_the_libraries_and_files_that_all_users_can_open(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         machine = machines.create("t4", tmp_path / "state" / "t4")
     finally:
         os.umask(before)
     names = {path.name for path in machine.directory.iterdir()}
-    assert names == {"libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "machine"}
-    assert machine.file.stat().st_mode & 0o777 == 0o666
+    assert names == {"libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "machine", "machine.shared"}
+    for name in ("machine", "machine.shared"):
+        assert (machine.directory / name).stat().st_mode & 0o777 == 0o666
     for name in machines.LINKS:
         assert (machine.directory / name).resolve().parent == machines.LIBRARIES.resolve()
 

@@ -154,7 +154,8 @@ def _driver_mounts(driver: Path) -> Iterator[Mount]:
     """The files of a simulated driver at their own path; the machine itself is shared and written by all."""
     for name in ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1"):
         yield Mount((driver / name).resolve(strict=True), driver / name)
-    yield Mount(driver / "machine", driver / "machine", writable=True)
+    for name in ("machine", "machine.shared"):
+        yield Mount(driver / name, driver / name, writable=True)
 
 
 # ---- config.json --------------------------------------------------------------------------------------
