@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The three doors.  Linking needs no code: our exports come first.  `dlsym`
- * and `cuGetProcAddress` let the driver answer first and exchange its function
- * for ours; a name or a version is never judged here, so what the installed
- * driver lacks stays absent.
+ * The first two of the three doors; routes.c is the third.  Linking needs no
+ * code: our exports come first.  `dlsym` lets the driver answer first and
+ * exchanges its function for ours; a name is never judged here, so what the
+ * installed driver lacks stays absent.
  *
  * `dlsym` is written in assembly, because RTLD_NEXT means "after the caller",
  * and the caller is known by its return address: a call from C would put us in
@@ -91,21 +91,18 @@ NOT_INSTRUMENTED static int is_upper(char c)
 	return c >= 'A' && c <= 'Z';
 }
 
-/* Library of the driver's file that an address lies in, or -1; its start
- * through `base`. */
-static int library_at(const void *address, const void **base)
+/* Library of the driver that an address lies in, or -1. */
+static int library_at(const void *address, struct loaded_file *file)
 {
-	const char *file;
-	Dl_info info;
+	const char *name;
 
-	if (!dladdr(address, &info) || !info.dli_fname)
+	if (!vgpu_file_at(address, file))
 		return -1;
-	*base = info.dli_fbase;
-	file = strrchr(info.dli_fname, '/');
-	file = file ? file + 1 : info.dli_fname;
-	if (!strncmp(file, "libcuda.so", 10))
+	name = strrchr(file->path, '/');
+	name = name ? name + 1 : file->path;
+	if (!strncmp(name, "libcuda.so", 10))
 		return LIBRARY_CUDA;
-	if (!strncmp(file, "libnvidia-ml.so", 15))
+	if (!strncmp(name, "libnvidia-ml.so", 15))
 		return LIBRARY_NVML;
 	return -1;
 }
@@ -117,21 +114,6 @@ NOT_INSTRUMENTED static int may_be_driver_name(const char *name)
 		return name[1] == 'u' && is_upper(name[2]);
 	return name[0] == 'n' && name[1] == 'v' && name[2] == 'm' && name[3] == 'l' &&
 	       is_upper(name[4]);
-}
-
-NOT_INSTRUMENTED static const struct intercept *intercept_of(const char *name)
-{
-	for (int i = 0; i < vgpu_intercept_count; i++) {
-		const char *known = vgpu_intercepts[i].name, *asked = name;
-
-		while (*known && *known == *asked) {
-			known++;
-			asked++;
-		}
-		if (*known == *asked)
-			return &vgpu_intercepts[i];
-	}
-	return NULL;
 }
 
 /* ---- dlsym -------------------------------------------------------------------------------- */
@@ -158,10 +140,10 @@ static void *answer(struct lookup *lookup, const struct intercept *intercept, co
 {
 	enum library library = intercept->library;
 	const struct driver *driver;
-	const void *base;
+	struct loaded_file file;
 	void *found = intercept->body;
 
-	if (library_at(caller, &base) >= 0) {
+	if (library_at(caller, &file) >= 0) {
 		/* The driver looks for itself, and in the global scope it would find us. */
 		driver = vgpu_driver_loaded(library);
 		return driver && (lookup->handle == RTLD_DEFAULT || lookup->handle == RTLD_NEXT)
@@ -176,11 +158,11 @@ static void *answer(struct lookup *lookup, const struct intercept *intercept, co
 		return NULL;
 	if (found == intercept->body) {
 		driver = vgpu_driver_loaded(library);
-		return driver && vgpu_driver_has(driver, intercept) ? found : fail(lookup);
+		return driver && vgpu_is_exported(driver, intercept) ? found : fail(lookup);
 	}
-	if (library_at(found, &base) != (int)library)
+	if (library_at(found, &file) != (int)library)
 		return NULL; /* of another interposer, or of a library that borrows the name */
-	driver = vgpu_driver_adopt(library, lookup->handle, base);
+	driver = vgpu_driver_adopt(library, lookup->handle, &file);
 	return driver && vgpu_driver_has(driver, intercept) ? intercept->body : NULL;
 }
 
@@ -197,7 +179,7 @@ vgpu_lookup(struct lookup *lookup, const void *caller)
 		find_dlsym();
 	if (!name || own_lookups || !may_be_driver_name(name))
 		return NULL;
-	intercept = intercept_of(name);
+	intercept = vgpu_intercept_named(name);
 	if (!intercept)
 		return NULL;
 	error = errno;
@@ -274,35 +256,3 @@ __asm__(".pushsection .text\n"
 #else
 #error "dlsym has no entry for this machine"
 #endif
-
-/* ---- cuGetProcAddress ------------------------------------------------------------------------ */
-
-void *vgpu_exchange(const struct driver *driver, void *address)
-{
-	for (int i = 0; i < vgpu_intercept_count; i++)
-		if (vgpu_intercepts[i].library == LIBRARY_CUDA &&
-		    vgpu_driver_has(driver, &vgpu_intercepts[i]) == address)
-			return vgpu_intercepts[i].body;
-	return address;
-}
-
-CUresult cuGetProcAddress(const char *symbol, void **function, int version, uint64_t flags)
-{
-	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
-	CUresult rc = driver->real.cuGetProcAddress(symbol, function, version, flags);
-
-	if (rc == CUDA_SUCCESS && function && *function)
-		*function = vgpu_exchange(driver, *function);
-	return rc;
-}
-
-CUresult cuGetProcAddress_v2(const char *symbol, void **function, int version, uint64_t flags,
-			     CUdriverProcAddressQueryResult *status)
-{
-	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
-	CUresult rc = driver->real.cuGetProcAddress_v2(symbol, function, version, flags, status);
-
-	if (rc == CUDA_SUCCESS && function && *function)
-		*function = vgpu_exchange(driver, *function);
-	return rc;
-}

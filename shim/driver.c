@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 
 #include "shim.h"
+#include "symbols.h"
 
 static const char *const sonames[LIBRARIES] = {"libcuda.so.1", "libnvidia-ml.so.1"};
 
@@ -39,13 +40,12 @@ static const struct place {
 };
 #define PLACES ((int)(sizeof(places) / sizeof(places[0])))
 
-const struct intercept vgpu_intercepts[] = {
+const struct intercept vgpu_intercepts[VGPU_LINES] = {
 #define INTERCEPT(library, symbol, base, since, flags, verb)                                       \
 	{#symbol, LIBRARY_##library, offsetof(struct driver, real.symbol), (void *)&symbol},
 #include "intercepts.def"
 #undef INTERCEPT
 };
-const int vgpu_intercept_count = sizeof(vgpu_intercepts) / sizeof(vgpu_intercepts[0]);
 
 const struct driver *vgpu_drivers[LIBRARIES];
 
@@ -84,41 +84,37 @@ static void **slot(struct driver *driver, uint16_t offset)
 
 /* ---- finding ------------------------------------------------------------------------ */
 
-static int is_mapped_at(const void *address, const void *base)
-{
-	Dl_info info;
-
-	return dladdr(address, &info) && info.dli_fbase == base;
-}
-
-static void *find(void *handle, const void *base, const char *name)
+static void *find(void *handle, const struct loaded_file *file, const char *name)
 {
 	void *found = vgpu_next_dlsym(handle, name);
 
 	/* A handle of the program's may search more files than the driver's. */
-	return found && (!base || is_mapped_at(found, base)) ? found : NULL;
+	return found && (!file || vgpu_is_in(file, found)) ? found : NULL;
 }
 
-static void fill(struct driver *driver, enum library library, void *handle, const void *base)
+static void fill(struct driver *driver, enum library library, void *handle,
+		 const struct loaded_file *file)
 {
 	for (int i = 0; i < PLACES; i++) {
 		void *found;
 
 		if (places[i].library != library)
 			continue;
-		found = find(handle, base, places[i].name);
+		found = find(handle, file, places[i].name);
 		*slot(driver, places[i].offset) = found ? found : (void *)no_function[library];
 	}
 	/* Some early 535 drivers have longer entries in `_v3` lists; clients tell
 	 * them by these two names, so we do. */
 	driver->nvml_process_v3_size = sizeof(nvmlProcessInfo_v2_t);
-	if (library == LIBRARY_NVML && find(handle, base, "nvmlDeviceGetConfComputeMemSizeInfo") &&
-	    !find(handle, base, "nvmlDeviceGetRunningProcessDetailList"))
+	if (library == LIBRARY_NVML && find(handle, file, "nvmlDeviceGetConfComputeMemSizeInfo") &&
+	    !find(handle, file, "nvmlDeviceGetRunningProcessDetailList"))
 		driver->nvml_process_v3_size = sizeof(nvmlProcessDetail_v1_t);
+	vgpu_index_addresses(driver);
 	dlerror(); /* a name not found is nothing that the program asked for */
 }
 
-static const struct driver *adopt(enum library library, void *handle, const void *base)
+static const struct driver *adopt(enum library library, void *handle,
+				  const struct loaded_file *file)
 {
 	const struct driver *earlier = NULL;
 	struct driver *driver = mmap(NULL, sizeof(*driver), PROT_READ | PROT_WRITE,
@@ -126,7 +122,7 @@ static const struct driver *adopt(enum library library, void *handle, const void
 
 	if (driver == MAP_FAILED)
 		return NULL;
-	fill(driver, library, handle, base);
+	fill(driver, library, handle, file);
 	if (__atomic_compare_exchange_n(&vgpu_drivers[library], &earlier, driver, 0,
 					__ATOMIC_RELEASE, __ATOMIC_ACQUIRE))
 		return driver;
@@ -134,11 +130,12 @@ static const struct driver *adopt(enum library library, void *handle, const void
 	return earlier;
 }
 
-const struct driver *vgpu_driver_adopt(enum library library, void *handle, const void *base)
+const struct driver *vgpu_driver_adopt(enum library library, void *handle,
+				       const struct loaded_file *file)
 {
 	const struct driver *driver = __atomic_load_n(&vgpu_drivers[library], __ATOMIC_ACQUIRE);
 
-	return driver ? driver : adopt(library, handle, base);
+	return driver ? driver : adopt(library, handle, file);
 }
 
 static int in_sanitizer(void)
@@ -198,4 +195,11 @@ void *vgpu_driver_has(const struct driver *driver, const struct intercept *inter
 	void *real = *slot((struct driver *)driver, intercept->offset);
 
 	return real == (void *)no_function[intercept->library] ? NULL : real;
+}
+
+void vgpu_driver_learn(const struct driver *driver, const struct intercept *intercept,
+		       void *function)
+{
+	__atomic_store_n(slot((struct driver *)driver, intercept->offset), function,
+			 __ATOMIC_RELEASE);
 }

@@ -44,7 +44,16 @@ struct driver {
 #include "used.def"
 #undef USE
 	} used;
-	int nvml_process_v3_size; /* bytes of an entry of the `_v3` process lists */
+	int nvml_process_v3_size;  /* bytes of an entry of the `_v3` process lists */
+	uint16_t by_address[1024]; /* lines of intercepts.def by a hash of the real function */
+};
+
+/* How many lines intercepts.def has. */
+enum {
+	VGPU_LINES = 0
+#define INTERCEPT(library, symbol, base, since, flags, verb) +1
+#include "intercepts.def"
+#undef INTERCEPT
 };
 
 /* One line of intercepts.def. */
@@ -55,19 +64,24 @@ struct intercept {
 	void *body;      /* our function */
 };
 
-extern const struct intercept vgpu_intercepts[];
-extern const int vgpu_intercept_count;
+extern const struct intercept vgpu_intercepts[VGPU_LINES];
 extern const struct driver *vgpu_drivers[LIBRARIES];
+
+struct loaded_file;
 
 /* The driver's library, loaded if need be.  Never NULL: without a driver, a
  * table whose functions say so. */
 const struct driver *vgpu_driver_open(enum library library);
 /* Only if this process has loaded it already; NULL otherwise. */
 const struct driver *vgpu_driver_loaded(enum library library);
-/* Take `handle`, through which the program reaches the file mapped at `base`. */
-const struct driver *vgpu_driver_adopt(enum library library, void *handle, const void *base);
+/* Take `handle`, through which the program reaches `file`. */
+const struct driver *vgpu_driver_adopt(enum library library, void *handle,
+				       const struct loaded_file *file);
 /* The driver's function behind an intercept; NULL when the driver has none. */
 void *vgpu_driver_has(const struct driver *driver, const struct intercept *intercept);
+/* It has none that is exported, but this one. */
+void vgpu_driver_learn(const struct driver *driver, const struct intercept *intercept,
+		       void *function);
 
 static inline const struct driver *vgpu_driver(enum library library)
 {
@@ -76,12 +90,22 @@ static inline const struct driver *vgpu_driver(enum library library)
 	return likely(driver) ? driver : vgpu_driver_open(library);
 }
 
+/* ---- index.c: lines of the table by name and by address ------------------------- */
+
+const struct intercept *vgpu_intercept_named(const char *name);
+/* To be asked once the table of a driver's real functions is complete. */
+void vgpu_index_addresses(struct driver *driver);
+const struct intercept *vgpu_intercept_at(const struct driver *driver, const void *address);
+
+/* ---- routes.c: cuGetProcAddress -------------------------------------------------- */
+
+/* Whether the driver exports a function; some may be had by cuGetProcAddress alone. */
+int vgpu_is_exported(const struct driver *driver, const struct intercept *line);
+
 /* ---- doors.c ------------------------------------------------------------------ */
 
 /* The `dlsym` after ours. */
 void *vgpu_next_dlsym(void *handle, const char *name);
-/* Our function for an address of the driver's, else the address itself. */
-void *vgpu_exchange(const struct driver *driver, void *address);
 /* Lookups between these two calls are our own and see the driver as it is. */
 void vgpu_lookups_begin(void);
 void vgpu_lookups_end(void);

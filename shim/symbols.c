@@ -110,3 +110,37 @@ void *vgpu_walk_to_dlsym(void)
 	dl_iterate_phdr(search, &found);
 	return found;
 }
+
+/* ---- whose an address is ------------------------------------------------------------------- */
+
+struct wanted {
+	uintptr_t address;
+	struct loaded_file *file;
+};
+
+static int spans(struct dl_phdr_info *info, size_t size, void *argument)
+{
+	struct wanted *wanted = argument;
+	uintptr_t start = UINTPTR_MAX, end = 0;
+
+	for (int i = 0; i < info->dlpi_phnum; i++) {
+		const ElfW(Phdr) *segment = &info->dlpi_phdr[i];
+		uintptr_t from = info->dlpi_addr + segment->p_vaddr;
+
+		if (segment->p_type != PT_LOAD)
+			continue;
+		start = from < start ? from : start;
+		end = from + segment->p_memsz > end ? from + segment->p_memsz : end;
+	}
+	if (wanted->address < start || wanted->address >= end)
+		return 0;
+	*wanted->file = (struct loaded_file){info->dlpi_name, start, end};
+	return 1;
+}
+
+int vgpu_file_at(const void *address, struct loaded_file *file)
+{
+	struct wanted wanted = {(uintptr_t)address, file};
+
+	return dl_iterate_phdr(spans, &wanted);
+}
