@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A driver whose cuGetProcAddress does not hand out its exports, and one that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import vgpu_shim
+from tools.tenants import GIB, MIB, Driver, Tenant, intercepts
+
+Make = Callable[..., Tenant]
+
+ASK = """
+cuda = ctypes.CDLL("libcuda.so.1")
+def pointer(name, version, flags=0):
+    address = ctypes.c_void_p()
+    code = cuda.cuGetProcAddress_v2(name.encode(), ctypes.byref(address), version, ctypes.c_uint64(flags), None)
+    assert code == 0
+    return address.value
+def call(address, *arguments):
+    return ctypes.CFUNCTYPE(ctypes.c_int, *[type(one) for one in arguments])(address)(*arguments)
+def owner(address):
+    maps = [line.split() for line in open("/proc/self/maps")]
+    return next(os.path.basename(line[-1]) for line in maps
+                if int(line[0].split("-")[0], 16) <= address < int(line[0].split("-")[1], 16))
+def alloc(address, bytes, *more):
+    made = ctypes.c_uint64()
+    code = call(address, ctypes.cast(ctypes.byref(made), ctypes.c_void_p), ctypes.c_size_t(bytes), *more)
+    return [code, made.value]
+assert cuda.cuInit(0) == 0
+"""
+
+NONE = "ctypes.c_void_p()"
+
+STRAYS = {
+    # name, version, flags: whose function the pointer is under the shim, arguments after the size, the driver's mark
+    "the version of the table": ("cuMemAlloc", 3020, 0, "libvgpu.so", "", 0x1000000),
+    "a later version with a trampoline of its own": ("cuMemAlloc", 12000, 0, "libvgpu.so", "", 0x1000000),
+    "a later version that is a function unknown to us": (
+        "cuMemAlloc", 13000, 0, "libcuda.so.1", "ctypes.c_int(5)", 0x9000000,
+    ),
+    "with a twin": ("cuMemAllocAsync", 11020, 0, "libvgpu.so", NONE, 0x2000000),
+    "the twin": ("cuMemAllocAsync", 11020, 2, "libvgpu.so", NONE, 0x3000000),
+    "one that has no export": ("cuMemAllocManaged", 6000, 0, "libvgpu.so", "ctypes.c_uint(1)", 0x4000000),
+}  # fmt: skip
+
+
+@pytest.fixture
+def stray(make_driver: Callable[..., Driver]) -> Driver:
+    """A driver that hands out trampolines."""
+    uuid = "GPU-" + "-".join("1" * n for n in (8, 4, 4, 4, 12))
+    return make_driver("stray_driver", vgpu_shim.Device(uuid, "", GIB))
+
+
+@pytest.mark.parametrize("case", STRAYS)
+def test_a_stray_is_found_by_name_version_and_flags(stray: Driver, case: str) -> None:
+    name, version, flags, ours, more, mark = STRAYS[case]
+    script = f"""{ASK}
+address = pointer({name!r}, {version}, {flags})
+answer([owner(address), alloc(address, 16, {more})])
+"""
+    size = 5 if version == 13000 else 16
+    assert Tenant(stray, preload="").ask(script) == ["libcuda.so.1", [0, mark + size]]
+    assert Tenant(stray).ask(script) == [ours, [0, mark + size]]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "more"), [("cuMemAlloc", 12000, ""), ("cuMemAllocManaged", 6000, "ctypes.c_uint(1)")]
+)
+def test_the_quota_holds_behind_a_trampoline(
+    make_tenant: Make, stray: Driver, name: str, version: int, more: str
+) -> None:
+    script = f"""{ASK}
+address = pointer({name!r}, {version})
+answer([alloc(address, {64 * MIB}, {more})[0] for _ in range(2)])
+"""
+    assert Tenant(stray, preload="").ask(script) == [0, 0]
+    tenant = make_tenant(100 * MIB, on=stray)
+    done = tenant.attempt(*tenant.script(script))
+    assert done.stdout == "[0, 2]\n"
+    assert done.stderr.count("\n") == 1
+    assert "cuGetProcAddress does not hand out its export of cuMemAlloc_v2 and others" in done.stderr
+
+
+def test_a_function_that_is_not_exported_stays_so(stray: Driver) -> None:
+    """Handing it out by cuGetProcAddress does not make it an export."""
+    script = f"""{ASK}
+libc = ctypes.CDLL(None)
+libc.dlsym.restype, libc.dlsym.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)
+found = lambda: [libc.dlsym(handle, b"cuMemAllocManaged") for handle in (cuda._handle, None)]
+before = found()
+pointer("cuMemAllocManaged", 6000)
+answer(before + found())
+"""
+    assert Tenant(stray).ask(script) == [None] * 4
+
+
+def test_the_drivers_pointers_are_its_exports(bare: Tenant) -> None:
+    """What the exchange by address rests on, asked of the driver itself."""
+    rows = [[row.symbol, row.base, row.since, row.flags] for row in intercepts() if row.base]
+    script = f"""{ASK}
+odd = []
+for symbol, base, since, flags in {rows!r}:
+    try:
+        export = ctypes.cast(getattr(cuda, symbol), ctypes.c_void_p).value
+    except AttributeError:
+        continue
+    address = pointer(base, since, flags)
+    if address not in (None, export):
+        odd.append(symbol)
+answer(odd)
+"""
+    said: Any = bare.ask(script)
+    assert said == []
