@@ -70,6 +70,10 @@ class Library:
     exports: tuple[str, ...]
     soname: str
     link: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+    """Symbol versions that it defines; the assembly says of which symbols."""
+    hidden: tuple[str, ...] = ()
+    """What its parts would export and it does not; where there are versions, that has to be said."""
 
 
 # ---- what is exported, read from the files that say so ---------------------------------------
@@ -91,9 +95,26 @@ def simulated(table: Path) -> tuple[str, ...]:
     return tuple(re.findall(r"^EXPORT\((\w+)\)", table.read_text(), re.M))
 
 
-def libraries() -> list[Library]:
-    """Everything that is compiled, in no particular order."""
-    machine = tuple(sorted(SIM.glob("machine*.c")))
+BASE_VERSIONS = {"x86_64": "GLIBC_2.2.5", "aarch64": "GLIBC_2.17"}
+"""The oldest version that glibc's symbols have on a machine."""
+
+
+def version_script(library: Library) -> str:
+    """What the linker is told of exports and their versions.
+
+    Beside versions there cannot be a list of what has none: there, what is hidden is listed.
+    """
+    if not library.versions:
+        return "{ global: " + " ".join(f"{name};" for name in library.exports) + " local: *; };\n"
+    first, *others = library.versions
+    hidden = " ".join(f"{name};" for name in library.hidden)
+    return "".join([f"{first} {{ local: {hidden} }};\n", *(f"{name} {{ }};\n" for name in others)])
+
+
+def libraries(machine: str | None = None) -> list[Library]:
+    """Everything that is compiled for a machine (default: this one), in no particular order."""
+    base = BASE_VERSIONS[machine or platform.machine()]
+    shared = tuple(sorted(SIM.glob("machine*.c")))
     return [
         Library(
             "libvgpu_abi.so",
@@ -108,10 +129,12 @@ def libraries() -> list[Library]:
             "libvgpu.so",
             # A tail jump to dlsym keeps its caller; our own functions are never looked up by name.
             ("-Wl,-Bsymbolic", "-ldl"),
+            (base, "GLIBC_2.34"),
+            prototypes(NATIVE / "abi.h"),
         ),
         Library(
             "sim/libcuda.so.1",
-            (*sorted(SIM.glob("cuda*.c")), *machine),
+            (*sorted(SIM.glob("cuda*.c")), *shared),
             simulated(SIM / "cuda_exports.def"),
             "libcuda.so.1",
             ("-Wl,-Bsymbolic", "-lpthread", "-ldl", "-lrt", "-lm"),
@@ -120,7 +143,7 @@ def libraries() -> list[Library]:
         # interposed, and the shim has to bear that.
         Library(
             "sim/libnvidia-ml.so.1",
-            (*sorted(SIM.glob("nvml*.c")), *machine),
+            (*sorted(SIM.glob("nvml*.c")), *shared),
             simulated(SIM / "nvml_exports.def"),
             "libnvidia-ml.so.1",
             ("-lpthread", "-ldl", "-lrt", "-lm"),
@@ -181,7 +204,7 @@ class Builder:
         target = self.output / library.path
         work = self.output / "build" / library.soname
         flags = [*FLAGS, f"-I{SIM}", f"-I{SHIM}"]
-        mark = fingerprint([*self.cc, *flags, *library.link, *library.exports, library.path],
+        mark = fingerprint([*self.cc, *flags, *library.link, version_script(library), *library.exports, library.path],
                            [*headers(), *library.sources])  # fmt: skip
         stamp = work / "fingerprint"
         if target.exists() and stamp.exists() and stamp.read_text() == mark:
@@ -193,7 +216,7 @@ class Builder:
             list(pool.map(run, ([*self.cc, *flags, "-c", str(source), "-o", str(made)]
                                 for source, made in zip(library.sources, objects, strict=True))))  # fmt: skip
         script = work / "exports.map"
-        script.write_text("{ global: " + " ".join(f"{name};" for name in library.exports) + " local: *; };\n")
+        script.write_text(version_script(library))
         fresh = target.with_suffix(".fresh")
         run([*self.cc, "-shared", "-o", str(fresh), *map(str, objects), f"-Wl,-soname,{library.soname}",
              f"-Wl,--version-script={script}", "-Wl,-z,now", "-Wl,-z,noexecstack", "-Wl,--no-undefined", "-s",
@@ -234,7 +257,7 @@ def build(output: Path = OUTPUT, target: str | None = None) -> list[str]:
     """Build all of it; the paths that were made anew."""
     made = []
     builder = Builder(output, compiler(target))
-    for library in libraries():
+    for library in libraries(target):
         if builder.build(library):
             made.append(library.path)
     link = output / "sim" / "libcuda.so"  # numba asks for this name first

@@ -192,12 +192,18 @@ vgpu_lookup(struct lookup *lookup, const void *caller)
 	return found;
 }
 
+/* Under both versions that libcs have: who asks for one of them must not get past us. */
+__asm__(".symver vgpu_dlsym, dlsym@@GLIBC_2.34, remove\n"
+	".symver vgpu_dlsym_base, dlsym@" BASE_VERSION ", remove\n");
+
 #if defined(__x86_64__)
 __asm__(".pushsection .text\n"
-	".globl dlsym\n"
-	".type dlsym, @function\n"
+	".globl vgpu_dlsym, vgpu_dlsym_base\n"
+	".type vgpu_dlsym, @function\n"
+	".type vgpu_dlsym_base, @function\n"
 	".p2align 4\n"
-	"dlsym:\n"
+	"vgpu_dlsym:\n"
+	"vgpu_dlsym_base:\n"
 	"	.cfi_startproc\n"
 	"	endbr64\n"
 	"	push %rsi\n"
@@ -220,14 +226,17 @@ __asm__(".pushsection .text\n"
 	"	jmp *vgpu_dlsym_after_us(%rip)\n"
 	"1:	ret\n"
 	"	.cfi_endproc\n"
-	".size dlsym, . - dlsym\n"
+	".size vgpu_dlsym, . - vgpu_dlsym\n"
+	".size vgpu_dlsym_base, . - vgpu_dlsym_base\n"
 	".popsection\n");
 #elif defined(__aarch64__)
 __asm__(".pushsection .text\n"
-	".globl dlsym\n"
-	".type dlsym, %function\n"
+	".globl vgpu_dlsym, vgpu_dlsym_base\n"
+	".type vgpu_dlsym, %function\n"
+	".type vgpu_dlsym_base, %function\n"
 	".p2align 4\n"
-	"dlsym:\n"
+	"vgpu_dlsym:\n"
+	"vgpu_dlsym_base:\n"
 	"	.cfi_startproc\n"
 	"	hint #34\n" /* bti c */
 	"	stp x29, x30, [sp, #-32]!\n"
@@ -251,7 +260,8 @@ __asm__(".pushsection .text\n"
 	"1:	mov x0, x9\n"
 	"	ret\n"
 	"	.cfi_endproc\n"
-	".size dlsym, . - dlsym\n"
+	".size vgpu_dlsym, . - vgpu_dlsym\n"
+	".size vgpu_dlsym_base, . - vgpu_dlsym_base\n"
 	".popsection\n");
 #else
 #error "dlsym has no entry for this machine"

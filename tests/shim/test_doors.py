@@ -205,7 +205,7 @@ def unoptimised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unoptimised")
     library = next(one for one in build.libraries() if one.path == "libvgpu.so")
     script = folder / "exports.map"
-    script.write_text("{ global: " + " ".join(f"{name};" for name in library.exports) + " local: *; };\n")
+    script.write_text(build.version_script(library))
     return compile_c(folder / "libvgpu.so", *library.sources,
                      flags=["-O0", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{build.SIM}"],
                      link=[f"-Wl,--version-script={script}", *library.link])  # fmt: skip

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,9 @@ def elf() -> Iterator[ELFFile]:
 
 
 def exported(elf: ELFFile) -> set[str]:
+    """Names that others can bind to; some linkers also enter the names of versions, as absolute numbers."""
     symbols = elf.get_section_by_name(".dynsym").iter_symbols()
-    return {one.name for one in symbols if one.name and one["st_shndx"] != "SHN_UNDEF"}
+    return {one.name for one in symbols if one.name and one["st_shndx"] not in ("SHN_UNDEF", "SHN_ABS")}
 
 
 def imported(elf: ELFFile) -> set[str]:
@@ -35,6 +37,24 @@ def test_the_exports_are_the_table_dlsym_and_the_documented_interface(elf: ELFFi
     documented = set(build.prototypes(ROOT / "shim" / "vgpu.h"))
     assert documented
     assert exported(elf) == {row.symbol for row in intercepts()} | {"dlsym"} | documented
+
+
+def test_only_dlsym_has_versions_and_those_are_the_libcs(elf: ELFFile) -> None:
+    """The driver's names have none, and a program that asks dlsym of a version must not get past us."""
+    names = [one.name for one in elf.get_section_by_name(".dynsym").iter_symbols()]
+    defined = {
+        part["vd_ndx"]: next(iter(names)).name
+        for part, names in elf.get_section_by_name(".gnu.version_d").iter_versions()
+        if part["vd_ndx"] > 1
+    }
+    indices = [one["ndx"] for one in elf.get_section_by_name(".gnu.version").iter_symbols()]
+    versioned = [
+        (name, defined[index & 0x7FFF], not index & 0x8000)
+        for name, index in zip(names, indices, strict=True)
+        if isinstance(index, int) and index & 0x7FFF in defined and not name.startswith("GLIBC_")
+    ]
+    base = build.BASE_VERSIONS[platform.machine()]
+    assert sorted(versioned) == [("dlsym", base, False), ("dlsym", "GLIBC_2.34", True)]
 
 
 def test_every_documented_function_is_named_in_the_readme() -> None:

@@ -28,7 +28,7 @@ def instrument(folder: Path, sanitizer: str, name: str) -> Path:
              f"-I{build.NATIVE}", f"-I{build.SIM}", f"-I{build.SHIM}"]  # fmt: skip
     library = next(one for one in build.libraries() if one.path == "libvgpu.so")
     script = folder / "exports.map"
-    script.write_text("{ global: " + " ".join(f"{one};" for one in library.exports) + " local: *; };\n")
+    script.write_text(build.version_script(library))
     build.run(["gcc", *flags, "-fPIC", "-shared", "-fvisibility=hidden", "-o", str(folder / "libvgpu.so"),
                *map(str, library.sources), f"-Wl,--version-script={script}", *library.link])  # fmt: skip
     build.run(["gcc", *flags, "-o", str(folder / name), str(PROGRAMS / f"{name}.c"), "-Wl,--no-as-needed",
