@@ -91,14 +91,11 @@ NOT_INSTRUMENTED static int is_upper(char c)
 	return c >= 'A' && c <= 'Z';
 }
 
-/* Library of the driver that an address lies in, or -1. */
-static int library_at(const void *address, struct loaded_file *file)
+/* Library of the driver that a file is, or -1. */
+static int library_of(const struct loaded_file *file)
 {
-	const char *name;
+	const char *name = strrchr(file->path, '/');
 
-	if (!vgpu_file_at(address, file))
-		return -1;
-	name = strrchr(file->path, '/');
 	name = name ? name + 1 : file->path;
 	if (!strncmp(name, "libcuda.so", 10))
 		return LIBRARY_CUDA;
@@ -143,7 +140,7 @@ static void *answer(struct lookup *lookup, const struct intercept *intercept, co
 	struct loaded_file file;
 	void *found = intercept->body;
 
-	if (library_at(caller, &file) >= 0) {
+	if (vgpu_file_at(caller, &file) && library_of(&file) >= 0) {
 		/* The driver looks for itself, and in the global scope it would find us. */
 		driver = vgpu_driver_loaded(library);
 		return driver && (lookup->handle == RTLD_DEFAULT || lookup->handle == RTLD_NEXT)
@@ -160,7 +157,9 @@ static void *answer(struct lookup *lookup, const struct intercept *intercept, co
 		driver = vgpu_driver_loaded(library);
 		return driver && vgpu_is_exported(driver, intercept) ? found : fail(lookup);
 	}
-	if (library_at(found, &file) != (int)library)
+	if (!vgpu_file_at(found, &file))
+		return vgpu_in_other_namespace(lookup->handle, intercept->name);
+	if (library_of(&file) != (int)library)
 		return NULL; /* of another interposer, or of a library that borrows the name */
 	driver = vgpu_driver_adopt(library, lookup->handle, &file);
 	return driver && vgpu_driver_has(driver, intercept) ? intercept->body : NULL;

@@ -106,6 +106,9 @@ int vgpu_is_exported(const struct driver *driver, const struct intercept *line);
 
 /* The `dlsym` after ours. */
 void *vgpu_next_dlsym(void *handle, const char *name);
+/* The function in a handle's namespace, when that is not the program's: of a
+ * copy of us there, or the driver's.  NULL: no such namespace or function. */
+void *vgpu_in_other_namespace(void *handle, const char *name);
 /* Lookups between these two calls are our own and see the driver as it is. */
 void vgpu_lookups_begin(void);
 void vgpu_lookups_end(void);
