@@ -60,7 +60,7 @@ static void *nothing(void *handle, const char *name)
 
 NOT_INSTRUMENTED static dlsym_function find_dlsym(void)
 {
-	void *found = NULL;
+	void *found = NULL, *next;
 
 	if (dlvsym) {
 		/* The base version is in every glibc, so that nothing fails here: a
@@ -73,6 +73,10 @@ NOT_INSTRUMENTED static dlsym_function find_dlsym(void)
 		found = vgpu_walk_to_dlsym();
 	if (!found)
 		found = (void *)nothing;
+	/* Without a version: somebody else's, if it comes between us and the libc. */
+	next = ((dlsym_function)found)(RTLD_NEXT, "dlsym");
+	if (next)
+		found = next;
 	__atomic_store_n(&vgpu_dlsym_after_us, (dlsym_function)found, __ATOMIC_RELEASE);
 	return (dlsym_function)found;
 }
