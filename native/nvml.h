@@ -60,6 +60,7 @@ typedef enum {
 #define NVML_PROCESSES_UTILIZATION_INFO_V1 0x01000018
 #define NVML_TEMPERATURE_V1 0x0100000c
 #define NVML_PCI_INFO_EXT_V1 0x01000040
+#define NVML_UUID_V1 0x01000034
 
 /* In place of a number that the driver does not know (64-bit and 32-bit). */
 #define NVML_NO_BYTES 0xffffffffffffffff
@@ -210,6 +211,30 @@ typedef struct { /* 64 */
 	char busId[32];
 } nvmlPciInfoExt_v1_t;
 
+#define NVML_UUID_ASCII 1
+#define NVML_UUID_BINARY 2
+
+typedef union { /* 41 */
+	char str[41];
+	unsigned char bytes[16];
+} nvmlUUIDValue_t;
+
+typedef struct { /* 52 */
+	unsigned int version;
+	unsigned int type;
+	nvmlUUIDValue_t value;
+} nvmlUUID_t;
+
+/* How far apart two devices are; each level takes in the ones before. */
+typedef enum {
+	NVML_TOPOLOGY_INTERNAL = 0,
+	NVML_TOPOLOGY_SINGLE = 10,
+	NVML_TOPOLOGY_MULTIPLE = 20,
+	NVML_TOPOLOGY_HOSTBRIDGE = 30,
+	NVML_TOPOLOGY_NODE = 40,
+	NVML_TOPOLOGY_SYSTEM = 50,
+} nvmlGpuTopologyLevel_t;
+
 typedef struct { /* 12: degrees Celsius */
 	unsigned int version;
 	unsigned int sensorType;
@@ -256,6 +281,7 @@ nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count);
 nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device);
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device);
 nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device);
+nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device);
 nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device);
 nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *bus_id, nvmlDevice_t *device);
 nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, nvmlDevice_t *device);
@@ -356,5 +382,12 @@ nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *c
 nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index,
 						 nvmlDevice_t *mig);
 nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *is_mig);
+nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t mig, nvmlDevice_t *device);
+
+/* Neighbours.  In: capacity of the array, or 0 to be told how many there are. */
+nvmlReturn_t nvmlSystemGetTopologyGpuSet(unsigned int cpu, unsigned int *count,
+					 nvmlDevice_t *devices);
+nvmlReturn_t nvmlDeviceGetTopologyNearestGpus(nvmlDevice_t device, nvmlGpuTopologyLevel_t level,
+					      unsigned int *count, nvmlDevice_t *devices);
 
 #endif

@@ -74,11 +74,11 @@ int64_t vgpu_observed_memory(const struct tenant *tenant, int slice)
 	vgpu_nvml_enter();
 	if (!driver->real.nvmlInit_v2()) {
 		write_uuid(text, "GPU-", uuid);
-		if (driver->used.nvmlDeviceGetHandleByUUID(text, &device))
+		if (driver->real.nvmlDeviceGetHandleByUUID(text, &device))
 			write_uuid(text, "MIG-", uuid);
-		if (!driver->used.nvmlDeviceGetHandleByUUID(text, &device))
+		if (!driver->real.nvmlDeviceGetHandleByUUID(text, &device))
 			found = find_self(driver, device);
-		driver->used.nvmlShutdown();
+		driver->real.nvmlShutdown();
 	}
 	vgpu_nvml_leave();
 	return found;

@@ -116,6 +116,33 @@ struct marker {
 	uint64_t issued_ns; /* the process's count at that moment */
 };
 
+/* ---- nvml_fleet.c ----------------------------------------------------------------------- */
+
+/* One NVML device of the tenant's. */
+struct nvml_device {
+	nvmlDevice_t handle;
+	uint32_t index;  /* NVML's own number; of an instance unused */
+	uint16_t slices; /* bit i: slice i is on it; of a whole device its instances' too */
+	int8_t slice;    /* the one that it is itself, or SLICE_NOT_GRANTED */
+	uint8_t unused;
+};
+
+struct nvml_fleet {
+	uint32_t count, instances;
+	struct nvml_device device[VGPU_MAX_SLICES];   /* whole devices, in NVML's order */
+	struct nvml_device instance[VGPU_MAX_SLICES]; /* MIG instances */
+};
+
+#define NVML_FLEET_WORDS (sizeof(struct nvml_fleet) / sizeof(uint64_t))
+
+/* What is remembered of NVML. */
+struct nvml_memory {
+	uint64_t epoch;       /* NVML has begun and ended so many times */
+	uint32_t sequence;    /* odd while the rest is written */
+	uint64_t fleet_epoch; /* epoch + 1 that the fleet is of; 0: there is none */
+	uint64_t fleet[NVML_FLEET_WORDS];
+};
+
 /* ---- the whole ---------------------------------------------------------------------------- */
 
 struct process {
@@ -140,6 +167,7 @@ struct process {
 	uint64_t issued_ns;    /* device time debited between measurements, summed */
 	uint64_t measurements; /* taken so far */
 	uint64_t patient_ns;   /* launches wait for no measurement before this time */
+	struct nvml_memory nvml;
 };
 
 /* NULL when there is no memory for it. */

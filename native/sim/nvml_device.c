@@ -128,6 +128,26 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
 	return find(has_uuid, uuid, device);
 }
 
+nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device)
+{
+	char text[41];
+
+	if (!nvml_ready())
+		return NVML_ERROR_UNINITIALIZED;
+	if (!uuid || !device)
+		return NVML_ERROR_INVALID_ARGUMENT;
+	if (uuid->version != NVML_UUID_V1)
+		return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+	if (uuid->type == NVML_UUID_ASCII)
+		memcpy(text, uuid->value.str, sizeof(text));
+	else if (uuid->type == NVML_UUID_BINARY)
+		nvml_uuid_text(uuid->value.bytes, text);
+	else
+		return NVML_ERROR_INVALID_ARGUMENT;
+	text[sizeof(text) - 1] = 0;
+	return find(has_uuid, text, device);
+}
+
 nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device)
 {
 	return find(has_serial, serial, device);

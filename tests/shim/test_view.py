@@ -259,9 +259,9 @@ def test_bad_arguments_get_nvmls_codes(make_tenant: Make, bare: Tenant, quota: i
 
 
 def test_each_device_shows_its_own_slice(make_machine: Callable[[str], Driver], make_tenant: Make) -> None:
-    """Device 1 is granted; device 0 is shown as it is. CUDA's order is turned round, NVML's is not."""
+    """Device 1 is granted. CUDA's order is turned round; NVML shows device 1 alone, whatever CUDA's order is."""
     machine = make_machine("2xh200")
-    whole, quota = machine.devices[0].memory, 3 * 2**30
+    quota = 3 * 2**30
     tenant = make_tenant(quota, devices=[1], on=machine)
     script = """
     from client import *
@@ -270,8 +270,9 @@ def test_each_device_shows_its_own_slice(make_machine: Callable[[str], Driver], 
         check(cuda.cuDeviceTotalMem_v2(ctypes.byref(value), ordinal))
         return value.value
     up(1)
-    answer([total(0), total(1), info()[1], nvml_info(nvml_up(0))["total"], nvml_info(nvml_up(1))["total"]])
+    answer([total(0), total(1), info()[1], nvml_info(nvml_up(0))["total"],
+            nvml.nvmlDeviceGetHandleByIndex_v2(1, ctypes.byref(ctypes.c_void_p()))])
     """
     first, second, current, nvml_first, nvml_second = ask(tenant, script, CUDA_VISIBLE_DEVICES="1,0")
-    assert (first, nvml_first, nvml_second) == (quota, whole, quota)
+    assert (first, nvml_first, nvml_second) == (quota, quota, 2)
     assert second == current > quota
