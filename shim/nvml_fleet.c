@@ -4,9 +4,9 @@
  * its UUID.  Devices that are not the tenant's are never touched.
  *
  * The fleet is found once for each time that NVML begins, and every call then
- * works on a copy of its own.  Invariant: a fleet that is used is one that the
- * driver told after the last turn of NVML that this thread knows of.  Who finds
- * it being written, or of another epoch, asks the driver again; nobody waits.
+ * works on a copy of its own.  Invariant: a fleet that is used was told by the
+ * driver after NVML last began.  Who finds it being written, or of an earlier
+ * epoch, asks the driver again; nobody waits.
  *
  * A MIG instance is a slice on a whole device, and the tenant of an instance
  * sees that device too, as a program does that was given the instance alone.
@@ -138,7 +138,7 @@ static nvmlReturn_t find_fleet(const struct driver *driver, const struct tenant 
 
 /* ---- remembering ---------------------------------------------------------------------- */
 
-void vgpu_nvml_turned(void)
+void vgpu_nvml_begins(void)
 {
 	struct process *process = vgpu_process();
 

@@ -42,8 +42,8 @@ nvmlReturn_t vgpu_nvml_fleet(const struct driver *driver, const struct tenant *t
 /* What a handle is; of one that is not the tenant's, no slices. */
 struct nvml_device vgpu_nvml_device(const struct driver *driver, const struct tenant *tenant,
 				    nvmlDevice_t handle);
-/* NVML has been initialised or shut down: handles may change. */
-void vgpu_nvml_turned(void);
+/* NVML is about to begin: handles may change. */
+void vgpu_nvml_begins(void);
 
 /* ---- nvml_lists.c: lists of processes, whatever their entries look like ---------- */
 

@@ -78,7 +78,7 @@ int64_t vgpu_observed_memory(const struct tenant *tenant, int slice)
 			write_uuid(text, "MIG-", uuid);
 		if (!driver->real.nvmlDeviceGetHandleByUUID(text, &device))
 			found = find_self(driver, device);
-		driver->real.nvmlShutdown();
+		driver->used.nvmlShutdown();
 	}
 	vgpu_nvml_leave();
 	return found;

@@ -137,7 +137,7 @@ struct nvml_fleet {
 
 /* What is remembered of NVML. */
 struct nvml_memory {
-	uint64_t epoch;       /* NVML has begun and ended so many times */
+	uint64_t epoch;       /* NVML has begun so many times */
 	uint32_t sequence;    /* odd while the rest is written */
 	uint64_t fleet_epoch; /* epoch + 1 that the fleet is of; 0: there is none */
 	uint64_t fleet[NVML_FLEET_WORDS];

@@ -7,48 +7,14 @@ import textwrap
 import time
 from collections.abc import Callable
 
-import pytest
-from tools.tenants import MIB, Driver, Tenant
+from tools.tenants import Driver, Tenant
 
 Make = Callable[..., Tenant]
 
-NVML = """
-nvml = ctypes.CDLL("libnvidia-ml.so.1")
-class Memory(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
-class Memory2(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint),
-                *((name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used"))]
-class Process(ctypes.Structure):
-    _fields_ = [("pid", ctypes.c_uint), ("memory", ctypes.c_ulonglong),
-                ("gpu", ctypes.c_uint), ("compute", ctypes.c_uint)]
-class Process1(ctypes.Structure):
-    _fields_ = [("pid", ctypes.c_uint), ("memory", ctypes.c_ulonglong)]
-LISTS = {"nvmlDeviceGetComputeRunningProcesses": Process1, "nvmlDeviceGetComputeRunningProcesses_v2": Process,
-         "nvmlDeviceGetComputeRunningProcesses_v3": Process}
-def nvml_up(index=0):
-    handle = ctypes.c_void_p()
-    assert nvml.nvmlInit_v2() == 0
-    assert nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0
-    return handle
-def nvml_info(handle):
-    memory = Memory()
-    assert nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0
-    return {name: getattr(memory, name) for name, _ in Memory._fields_}
-def nvml_info2(handle):
-    memory = Memory2(version=0x02000028)
-    assert nvml.nvmlDeviceGetMemoryInfo_v2(handle, ctypes.byref(memory)) == 0
-    return {name: getattr(memory, name) for name, _ in Memory2._fields_[1:]}
-def nvml_processes(handle, name, capacity=64):
-    array, count = (LISTS[name] * capacity)(), ctypes.c_uint(capacity)
-    code = getattr(nvml, name)(handle, ctypes.byref(count), array if capacity else None)
-    return code, count.value, [[one.pid, one.memory] for one in array[:count.value]]
-"""
-
 
 def ask(tenant: Tenant, script: str, **more: str) -> object:
-    """Run a script that may use the face of NVML above."""
-    return tenant.ask("\n" + NVML + textwrap.dedent(script), **more)
+    """Run a script that may use the face of NVML."""
+    return tenant.ask("from nvml_client import *\n" + textwrap.dedent(script), **more)
 
 
 MEMORY = """
@@ -166,83 +132,6 @@ def test_a_limit_lowered_below_usage_shows_no_free_memory_and_refuses(make_tenan
     said, _ = process.communicate("\n", timeout=60)
     quarter = quota // 4
     assert said == f"[[0, {quarter}], 2, 0, [{quarter}, {quarter}], 0, 2]\n"
-
-
-# ---- process lists ---------------------------------------------------------------------------------------
-
-LISTS = (
-    "nvmlDeviceGetComputeRunningProcesses",
-    "nvmlDeviceGetComputeRunningProcesses_v2",
-    "nvmlDeviceGetComputeRunningProcesses_v3",
-)
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_the_process_list_is_the_tenants_own(make_tenant: Make, bare: Tenant, quota: int, name: str) -> None:
-    tenant = make_tenant(quota)
-    held = {}
-    for number, where in enumerate((tenant, tenant, bare)):
-        amount = (number + 1) * 16 * MIB
-        process = where.start(
-            *where.script(f"from client import *\nup()\nanswer(alloc({amount})[0])\nsys.stdin.read()")
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "0\n"
-        held[process.pid] = amount if where is tenant else None
-    expected = sorted([pid, amount] for pid, amount in held.items() if amount)
-    code, count, found = ask(tenant, f"answer(nvml_processes(nvml_up(), {name!r}))")
-    assert (code, count, sorted(found)) == (0, 2, expected)
-    if bare.driver.machine:  # a real one may show its processes to root alone
-        assert len(ask(bare, f"answer(nvml_processes(nvml_up(), {name!r}))")[2]) == 3
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_the_two_call_protocol_counts_what_is_shown(make_tenant: Make, bare: Tenant, quota: int, name: str) -> None:
-    script = f"""
-    from client import *
-    handle, said = nvml_up(), []
-    def count(capacity, array):
-        number = ctypes.c_uint(capacity)
-        code = nvml.{name}(handle, ctypes.byref(number), array)
-        return [code, number.value]
-    def ask():
-        said.append([count(0, None), count(8, (LISTS[{name!r}] * 8)()), count(0, (LISTS[{name!r}] * 8)())])
-    ask()
-    up()
-    check(alloc(1 << 20)[0])
-    ask()
-    bad = [nvml.{name}(handle, None, None), count(4, None)[0],
-           nvml.{name}(ctypes.c_void_p(0), ctypes.byref(ctypes.c_uint(0)), None)]
-    nvml.nvmlShutdown()
-    answer([said, bad, count(0, None)[0]])
-    """
-    said, bad, after = ask(make_tenant(quota), script)
-    assert said == [[[0, 0], [0, 0], [0, 0]], [[7, 1], [0, 1], [7, 1]]]
-    theirs = ask(bare, script)
-    assert (bad, after) == (theirs[1], theirs[2])
-
-
-def test_the_dead_are_not_listed(make_tenant: Make, quota: int) -> None:
-    tenant = make_tenant(quota)
-    process = tenant.start(*tenant.script("from client import *\nup()\nanswer(alloc(1024)[0])\nsys.stdin.read()"))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "0\n"
-    process.kill()
-    process.wait()
-    assert ask(tenant, f"answer(nvml_processes(nvml_up(), {LISTS[2]!r}))") == [0, 0, []]
-
-
-@pytest.mark.parametrize("function", ["nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags"])
-def test_nvml_that_calls_itself_through_us_still_answers(make_tenant: Make, quota: int, function: str) -> None:
-    """The library is loaded by the program, so its own symbols bind to our exports."""
-    script = f"""
-    assert nvml.{function}(0) == 0
-    handle = ctypes.c_void_p()
-    assert nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)) == 0
-    total = nvml_info(handle)["total"]
-    answer([total, nvml.nvmlShutdown(), nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(Memory()))])
-    """
-    assert ask(make_tenant(quota), script) == [quota, 0, 1]
 
 
 def test_bad_arguments_get_nvmls_codes(make_tenant: Make, bare: Tenant, quota: int) -> None:
