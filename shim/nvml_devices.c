@@ -49,7 +49,10 @@ static nvmlReturn_t rewrite_index(const struct driver *driver, const struct tena
 	nvmlDevice_t found;
 	nvmlReturn_t rc;
 
-	if (!device || vgpu_nvml_fleet(driver, tenant, &fleet) || index >= fleet.count)
+	rc = vgpu_nvml_fleet(driver, tenant, &fleet);
+	if (rc)
+		return rc;
+	if (!device || index >= fleet.count)
 		return FORWARD(real(UINT32_MAX, device));
 	rc = FORWARD(real(fleet.device[index].index, &found));
 	if (!rc)
@@ -79,9 +82,9 @@ nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index)
 
 	BEGIN(nvmlDeviceGetIndex, device, index);
 	rc = FORWARD(driver->real.nvmlDeviceGetIndex(device, index));
-	if (rc || vgpu_nvml_fleet(driver, tenant, &fleet))
-		return rc;
-	for (uint32_t i = 0; i < fleet.count; i++)
+	if (!rc)
+		rc = vgpu_nvml_fleet(driver, tenant, &fleet);
+	for (uint32_t i = 0; !rc && i < fleet.count; i++)
 		if (fleet.device[i].handle == device)
 			*index = i;
 	return rc;
@@ -93,9 +96,13 @@ nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index)
 static nvmlReturn_t only_own(const struct driver *driver, const struct tenant *tenant,
 			     nvmlReturn_t rc, nvmlDevice_t found, nvmlDevice_t *device)
 {
+	struct nvml_device whose;
+
+	if (!rc)
+		rc = vgpu_nvml_device(driver, tenant, found, &whose);
 	if (rc)
 		return rc;
-	if (!vgpu_nvml_device(driver, tenant, found).slices)
+	if (!whose.slices)
 		return NVML_ERROR_NOT_FOUND;
 	*device = found;
 	return NVML_SUCCESS;
@@ -183,9 +190,15 @@ static nvmlReturn_t rewrite_neighbours(const struct driver *driver, const struct
 		rc = which->ask(driver, which, &there, all);
 	if (rc)
 		return rc;
-	for (unsigned int i = 0; i < there && i < MAX_NEIGHBOURS; i++)
-		if (vgpu_nvml_device(driver, tenant, all[i]).slices)
+	for (unsigned int i = 0; i < there && i < MAX_NEIGHBOURS; i++) {
+		struct nvml_device whose;
+
+		rc = vgpu_nvml_device(driver, tenant, all[i], &whose);
+		if (rc)
+			return rc;
+		if (whose.slices)
 			all[own++] = all[i];
+	}
 	room = devices ? *count : 0;
 	*count = room && room < own ? room : own;
 	for (unsigned int i = 0; room && i < *count; i++)

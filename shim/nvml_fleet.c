@@ -198,34 +198,39 @@ nvmlReturn_t vgpu_nvml_fleet(const struct driver *driver, const struct tenant *t
 /* ---- one device -------------------------------------------------------------------------- */
 
 /* The driver judges a handle that is not in the fleet: it may be none at all. */
-static struct nvml_device ask_device(const struct driver *driver, const struct tenant *tenant,
-				     nvmlDevice_t handle)
+static nvmlReturn_t ask_device(const struct driver *driver, const struct tenant *tenant,
+			       nvmlDevice_t handle, struct nvml_device *device)
 {
-	struct nvml_device device = {.handle = handle, .slice = SLICE_NOT_GRANTED};
 	uint8_t uuid[VGPU_UUID_SIZE];
 	char text[UUID_TEXT_SIZE];
+	nvmlReturn_t rc = FORWARD(driver->used.nvmlDeviceGetUUID(handle, text, sizeof(text)));
 
-	if (FORWARD(driver->used.nvmlDeviceGetUUID(handle, text, sizeof(text))) ||
-	    vgpu_parse_uuid(text, uuid))
-		return device;
-	device.slice = (int8_t)vgpu_slice_of(tenant->grant, uuid);
-	if (device.slice >= 0)
-		device.slices = (uint16_t)(1u << device.slice);
-	return device;
+	*device = (struct nvml_device){.handle = handle, .slice = SLICE_NOT_GRANTED};
+	if (rc || vgpu_parse_uuid(text, uuid))
+		return rc;
+	device->slice = (int8_t)vgpu_slice_of(tenant->grant, uuid);
+	if (device->slice >= 0)
+		device->slices = (uint16_t)(1u << device->slice);
+	return rc;
 }
 
-struct nvml_device vgpu_nvml_device(const struct driver *driver, const struct tenant *tenant,
-				    nvmlDevice_t handle)
+nvmlReturn_t vgpu_nvml_device(const struct driver *driver, const struct tenant *tenant,
+			      nvmlDevice_t handle, struct nvml_device *device)
 {
 	struct nvml_fleet fleet;
+	nvmlReturn_t rc = vgpu_nvml_fleet(driver, tenant, &fleet);
 
-	if (!vgpu_nvml_fleet(driver, tenant, &fleet)) {
-		for (uint32_t i = 0; i < fleet.count; i++)
-			if (fleet.device[i].handle == handle)
-				return fleet.device[i];
-		for (uint32_t i = 0; i < fleet.instances; i++)
-			if (fleet.instance[i].handle == handle)
-				return fleet.instance[i];
-	}
-	return ask_device(driver, tenant, handle);
+	if (rc)
+		return rc;
+	for (uint32_t i = 0; i < fleet.count; i++)
+		if (fleet.device[i].handle == handle) {
+			*device = fleet.device[i];
+			return rc;
+		}
+	for (uint32_t i = 0; i < fleet.instances; i++)
+		if (fleet.instance[i].handle == handle) {
+			*device = fleet.instance[i];
+			return rc;
+		}
+	return ask_device(driver, tenant, handle, device);
 }

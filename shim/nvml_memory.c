@@ -20,24 +20,34 @@ static uint64_t reserved_bytes(const struct driver *driver, nvmlDevice_t device)
 										 : detail.reserved;
 }
 
-static struct view view_of(const struct driver *driver, struct tenant *tenant, nvmlDevice_t device,
-			   uint64_t total, uint64_t reserved, uint64_t free)
+/* Until it is known whose the device is, the program is told nothing of it: NVML
+ * may have ended since it answered. */
+static nvmlReturn_t view_of(const struct driver *driver, struct tenant *tenant, nvmlDevice_t handle,
+			    uint64_t total, uint64_t free, struct view *view)
 {
-	return vgpu_view(tenant, vgpu_nvml_device(driver, tenant, device).slice,
-			 total - lesser(reserved, total), free);
+	struct nvml_device device;
+	nvmlReturn_t rc = vgpu_nvml_device(driver, tenant, handle, &device);
+
+	if (!rc)
+		*view = vgpu_view(tenant, device.slice, total, free);
+	return rc;
 }
 
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
 {
+	nvmlMemory_t real;
 	struct view view;
 	nvmlReturn_t rc;
 
 	BEGIN(nvmlDeviceGetMemoryInfo, device, memory);
-	rc = FORWARD(driver->real.nvmlDeviceGetMemoryInfo(device, memory));
+	rc = FORWARD(driver->real.nvmlDeviceGetMemoryInfo(device, memory ? &real : NULL));
+	if (!rc)
+		rc = view_of(driver, tenant, device,
+			     real.total - lesser(reserved_bytes(driver, device), real.total),
+			     real.free, &view);
 	if (rc)
 		return rc;
-	view = view_of(driver, tenant, device, memory->total, reserved_bytes(driver, device),
-		       memory->free);
+	*memory = real;
 	if (!view.is_limited)
 		return rc;
 	memory->total = view.total;
@@ -48,14 +58,18 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
 
 nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory)
 {
+	nvmlMemory_v2_t real = {.version = memory ? memory->version : 0};
 	struct view view;
 	nvmlReturn_t rc;
 
 	BEGIN(nvmlDeviceGetMemoryInfo_v2, device, memory);
-	rc = FORWARD(driver->real.nvmlDeviceGetMemoryInfo_v2(device, memory));
+	rc = FORWARD(driver->real.nvmlDeviceGetMemoryInfo_v2(device, memory ? &real : NULL));
+	if (!rc)
+		rc = view_of(driver, tenant, device, real.total - lesser(real.reserved, real.total),
+			     real.free, &view);
 	if (rc)
 		return rc;
-	view = view_of(driver, tenant, device, memory->total, memory->reserved, memory->free);
+	*memory = real;
 	if (!view.is_limited)
 		return rc;
 	memory->total = view.total;
@@ -70,18 +84,21 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *me
  * than there is memory is of no use.  Who maps what through it nobody tells. */
 nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, nvmlBAR1Memory_t *memory)
 {
+	nvmlBAR1Memory_t real;
 	struct view view;
 	nvmlReturn_t rc;
 
 	BEGIN(nvmlDeviceGetBAR1MemoryInfo, device, memory);
-	rc = FORWARD(driver->real.nvmlDeviceGetBAR1MemoryInfo(device, memory));
+	rc = FORWARD(driver->real.nvmlDeviceGetBAR1MemoryInfo(device, memory ? &real : NULL));
+	if (!rc)
+		rc = view_of(driver, tenant, device, UINT64_MAX, UINT64_MAX, &view);
 	if (rc)
 		return rc;
-	view = view_of(driver, tenant, device, UINT64_MAX, 0, UINT64_MAX);
+	*memory = real;
 	if (!view.is_limited)
 		return rc;
-	memory->bar1Total = lesser(memory->bar1Total, view.total);
-	memory->bar1Used = lesser(memory->bar1Used, memory->bar1Total);
+	memory->bar1Total = lesser(real.bar1Total, view.total);
+	memory->bar1Used = lesser(real.bar1Used, memory->bar1Total);
 	memory->bar1Free = memory->bar1Total - memory->bar1Used;
 	return rc;
 }

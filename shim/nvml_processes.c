@@ -72,6 +72,7 @@ static nvmlReturn_t rewrite_list(const struct driver *driver, struct tenant *ten
 				 const struct nvml_list *list, unsigned int *count, void *infos)
 {
 	struct nvml_process own[NVML_MAX_LISTED];
+	struct nvml_device device;
 	unsigned int none = 0, owns;
 	nvmlReturn_t rc;
 
@@ -80,8 +81,10 @@ static nvmlReturn_t rewrite_list(const struct driver *driver, struct tenant *ten
 	rc = list->ask(list, &none, NULL);
 	if (rc != NVML_SUCCESS && rc != NVML_ERROR_INSUFFICIENT_SIZE)
 		return rc;
-	owns = vgpu_nvml_processes(tenant, vgpu_nvml_device(driver, tenant, list->device).slices,
-				   own);
+	rc = vgpu_nvml_device(driver, tenant, list->device, &device);
+	if (rc)
+		return rc;
+	owns = vgpu_nvml_processes(tenant, device.slices, own);
 	return list->mode == NVML_PROCESS_MODE_COMPUTE ? list_users(list, own, owns, count, infos)
 						       : filter_list(list, own, owns, count, infos);
 }

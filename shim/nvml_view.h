@@ -39,9 +39,10 @@ extern __thread int vgpu_nvml_depth __attribute__((tls_model("initial-exec")));
 /* NVML_SUCCESS, or what the driver said: it is not initialised. */
 nvmlReturn_t vgpu_nvml_fleet(const struct driver *driver, const struct tenant *tenant,
 			     struct nvml_fleet *fleet);
-/* What a handle is; of one that is not the tenant's, no slices. */
-struct nvml_device vgpu_nvml_device(const struct driver *driver, const struct tenant *tenant,
-				    nvmlDevice_t handle);
+/* What a handle is; of one that is not the tenant's, no slices.  Or what the
+ * driver said: nothing may then be shown, because nobody knows whose it is. */
+nvmlReturn_t vgpu_nvml_device(const struct driver *driver, const struct tenant *tenant,
+			      nvmlDevice_t handle, struct nvml_device *device);
 /* NVML is about to begin: handles may change. */
 void vgpu_nvml_begins(void);
 

@@ -157,7 +157,7 @@ def test_before_its_beginning_and_after_its_end_nvml_answers_with_its_own_codes(
     script = f"""
     def everything(device):
         room = ctypes.create_string_buffer(4096)
-        out, version = ctypes.byref(room), ctypes.byref(ctypes.c_uint())
+        out = ctypes.byref(room)
         calls = {{
             "nvmlDeviceGetCount": (out,), "nvmlDeviceGetCount_v2": (out,),
             "nvmlDeviceGetHandleByIndex": (0, out), "nvmlDeviceGetHandleByIndex_v2": (0, out),
@@ -588,13 +588,14 @@ def test_longer_entries_are_told_by_the_names_that_the_driver_has(odd: OddTenant
     assert (code, count, {one for one, _ in found}) == (0, 2, {pid, other})
 
 
-def test_a_handle_that_means_another_device_after_a_new_beginning_shows_that_one(odd: OddTenant) -> None:
+@pytest.mark.parametrize("function", ["nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags"])
+def test_a_handle_that_means_another_device_after_a_new_beginning_shows_that_one(odd: OddTenant, function: str) -> None:
     tenant = odd(GIB, (0, 1))
     tenant.change(1, memory=2 * GIB)
-    script = """
+    script = f"""
     said = []
     for _ in range(4):
-        nvml.nvmlInit_v2()
+        nvml.{function}(0)
         said.append([[nvml_handle(i).value % 2, nvml_uuid(nvml_handle(i)), nvml_info(nvml_handle(i))["total"]]
                      for i in range(nvml_count())])
         nvml.nvmlShutdown()

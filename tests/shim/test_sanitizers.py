@@ -32,8 +32,8 @@ def instrument(folder: Path, sanitizer: str, name: str) -> Path:
     build.run(["gcc", *flags, "-fPIC", "-shared", "-fvisibility=hidden", "-o", str(folder / "libvgpu.so"),
                *map(str, library.sources), f"-Wl,--version-script={script}", *library.link])  # fmt: skip
     build.run(["gcc", *flags, "-o", str(folder / name), str(PROGRAMS / f"{name}.c"), "-Wl,--no-as-needed",
-               f"-L{folder}", "-l:libvgpu.so", f"-L{NATIVE / 'sim'}", "-l:libcuda.so.1", "-ldl", "-lpthread",
-               "-Wl,--allow-shlib-undefined", f"-Wl,-rpath,{folder}"])  # fmt: skip
+               f"-L{folder}", "-l:libvgpu.so", f"-L{NATIVE / 'sim'}", "-l:libcuda.so.1", "-l:libnvidia-ml.so.1",
+               "-ldl", "-lpthread", "-Wl,--allow-shlib-undefined", f"-Wl,-rpath,{folder}"])  # fmt: skip
     return folder / name
 
 
@@ -70,3 +70,13 @@ def test_launches_under_a_limit(make_tenant: Make, folder: Path, sanitizer: str)
     assert tenant.run(spin, "kernel", "1", "200000", **SANITIZERS[sanitizer]).startswith("begin\n")
     tenant.preload = str(LIBRARY)
     assert tenant.usage()[0].launches > 1000
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_questions_to_nvml_while_it_begins_and_ends(
+    make_tenant: Make, folder: Path, quota: int, sanitizer: str
+) -> None:
+    tenant = make_tenant(quota)
+    tenant.preload = ""
+    race = instrument(folder, sanitizer, "nvml_race")
+    assert int(tenant.run(race, "1000", "1", str(quota), **SANITIZERS[sanitizer])) >= 4 * 1000

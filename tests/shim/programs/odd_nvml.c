@@ -106,11 +106,22 @@ int odd_uuids_asked(void)
 
 /* ---- the library ------------------------------------------------------------------------ */
 
-nvmlReturn_t nvmlInit_v2(void)
+nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
 {
+	(void)flags;
 	if (!begun++)
 		turns++;
 	return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlInit_v2(void)
+{
+	return nvmlInitWithFlags(0);
+}
+
+nvmlReturn_t nvmlInit(void)
+{
+	return nvmlInit_v2();
 }
 
 nvmlReturn_t nvmlShutdown(void)
