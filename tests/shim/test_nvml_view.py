@@ -423,6 +423,47 @@ def test_the_dead_are_not_listed(make_tenant: Make, quota: int) -> None:
     assert ask(tenant, f"answer(nvml_processes(nvml_up(), {COMPUTE[2]!r}))") == [0, 0, []]
 
 
+def test_pids_are_those_of_the_programs_own_namespace(make_tenant: Make, quota: int) -> None:
+    """One program of the tenant here, and two in a namespace in which they are numbers 1 and 2 or so."""
+    tenant = make_tenant(quota)
+    unshare = ("unshare", "--pid", "--fork", "--mount-proc")
+    if tenant.attempt(*unshare, "true").returncode:
+        pytest.skip("needs a pid namespace: run as root")
+    here = hold(tenant, 16 * MIB)
+    inner = tenant.script(f"from client import *\nup()\nanswer(alloc({48 * MIB})[0])\nsys.stdin.read()")
+    script = f"""
+    import subprocess
+    from client import *
+    up()
+    code, made = alloc(32 << 20)
+    child = subprocess.Popen({inner!r}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    said = child.stdout.readline()
+    found = [nvml_processes(nvml_up(), name)[2] for name in {COMPUTE!r}] + [nvml_detail(nvml_handle(), 0)[2]]
+    child.communicate("")
+    answer([os.getpid(), child.pid, found])
+    """
+    own, child, found = json.loads(
+        tenant.run(*unshare, *tenant.script("from nvml_client import *\n" + textwrap.dedent(script)))
+    )
+    assert own < child < 10 < here
+    for entries in found:
+        assert sorted(pid for pid, _ in entries) == [own, child]
+    for name in COMPUTE:
+        assert [pid for pid, _ in ask(tenant, f"answer(nvml_processes(nvml_up(), {name!r}))")[2]] == [here]
+
+
+def test_a_driver_that_counts_processes_otherwise_does_not_change_the_pids(
+    make_machine: MakeMachine, make_tenant: Make
+) -> None:
+    machine = make_machine("name: other\ndevices:\n  - model: h200\nknobs:\n  pid_offset: 1000000\n")
+    tenant, outside = make_tenant(GIB, on=machine), Tenant(machine, preload="")
+    own = hold(tenant, MIB)
+    for name in COMPUTE:
+        script = f"answer(nvml_processes(nvml_up(), {name!r}))"
+        assert [pid for pid, _ in ask(tenant, script)[2]] == [own]
+        assert [pid for pid, _ in ask(outside, script)[2]] == [own + 1_000_000]
+
+
 @pytest.mark.parametrize("function", ["nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags"])
 def test_nvml_that_calls_itself_through_us_still_answers(make_tenant: Make, quota: int, function: str) -> None:
     """The library is loaded by the program, so its own symbols bind to our exports."""
