@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).parent
-TIERS = ("unit", "native", "sim", "shim", "node", "container", "bench")
+TIERS = ("unit", "native", "conformance", "sim", "shim", "node", "container", "bench")
 
 
 def tier_of(path: Path) -> str:

@@ -161,7 +161,8 @@ typedef struct CUgraphNodeParams_st {
 		CUDA_MEMSET_NODE_PARAMS memset;
 		CUDA_HOST_NODE_PARAMS host;
 		CUgraph graph;
-		CUevent event;
+		CUevent eventWait;
+		CUevent eventRecord;
 		CUDA_MEM_ALLOC_NODE_PARAMS alloc;
 		CUdeviceptr free;
 	};

@@ -211,9 +211,9 @@ static CUresult add_any(NODE_PARAMETERS, CUgraphNodeParams *p)
 	case CU_GRAPH_NODE_TYPE_EMPTY:
 		return cuGraphAddEmptyNode(node, graph, after, count);
 	case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
-		return cuGraphAddEventWaitNode(node, graph, after, count, p->event);
+		return cuGraphAddEventWaitNode(node, graph, after, count, p->eventWait);
 	case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
-		return cuGraphAddEventRecordNode(node, graph, after, count, p->event);
+		return cuGraphAddEventRecordNode(node, graph, after, count, p->eventRecord);
 	case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
 		return cuGraphAddMemAllocNode(node, graph, after, count, &p->alloc);
 	case CU_GRAPH_NODE_TYPE_MEM_FREE:
