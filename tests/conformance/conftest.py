@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,14 @@ NVML = Library(
     "nvml*.c",
 )
 LIBRARIES = (CUDA, NVML)
+
+ROWS = [
+    (base, int(since), int(flags), symbol)
+    for base, since, flags, symbol in re.findall(
+        r'^ABI\("(\w+)", (\d+), (\d+), (\w+)\)', (build.SIM / "cuda_exports.def").read_text(), re.M
+    )
+]
+"""Name, version, flags and symbol: by what ``cuGetProcAddress`` chooses."""
 
 Read = Callable[..., Declarations]
 

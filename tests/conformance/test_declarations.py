@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import build
 import pytest
-from conformance.conftest import CUDA, Library, Read
+from conformance.conftest import CUDA, ROWS, Library, Read
 from tools.declarations import (
     Declarations,
     Function,
@@ -248,16 +248,9 @@ def test_every_exception_is_needed(
 # ---- versions -------------------------------------------------------------------------------------------------
 
 
-def abi_rows() -> list[tuple[str, int, int, str]]:
-    """Name, version, flags and symbol of each row by which ``cuGetProcAddress`` chooses."""
-    text = (build.SIM / "cuda_exports.def").read_text()
-    found = re.findall(r'^ABI\("(\w+)", (\d+), (\d+), (\w+)\)', text, re.M)
-    return [(base, int(since), int(flags), symbol) for base, since, flags, symbol in found]
-
-
 def test_a_version_leads_to_a_function_of_that_versions_type(theirs: Theirs, release: Release) -> None:
     known, wrong, compared = theirs(CUDA, release), [], 0
-    for base, since, flags, symbol in abi_rows():
+    for base, since, flags, symbol in ROWS:
         for suffix in ("_ptds", "_ptsz") if flags else ("",):
             type_ = known.types.get(f"PFN_{base}_v{since}{suffix}")
             if isinstance(type_, Pointer) and symbol in known.functions:
@@ -269,7 +262,7 @@ def test_a_version_leads_to_a_function_of_that_versions_type(theirs: Theirs, rel
 
 
 def test_our_table_asks_for_versions_as_the_driver_knows_them() -> None:
-    known = set(abi_rows())
+    known = set(ROWS)
     asked = {(row.base, row.since, row.flags, row.symbol) for row in intercepts() if row.library == "CUDA"}
     assert sorted(asked - known) == []
 
