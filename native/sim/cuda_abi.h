@@ -5,7 +5,8 @@
  * simulator does not read is kept as plain bytes of the right size.
  *
  * There are no prototypes here.  What the simulator alone defines is checked
- * where it is tested: by NVIDIA's own bindings calling it.
+ * by NVIDIA's own bindings calling it, and against NVIDIA's headers by
+ * tests/conformance.
  */
 #ifndef VGPU_SIM_CUDA_ABI_H
 #define VGPU_SIM_CUDA_ABI_H
