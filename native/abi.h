@@ -67,14 +67,15 @@ struct vgpu_grant {
 	uint64_t magic;              /* node: VGPU_GRANT_MAGIC */
 	uint32_t abi;                /* node: VGPU_ABI */
 	uint32_t size;               /* node: bytes of this struct: shows a cut-off file */
-	uint32_t sequence;           /* node: odd while slices are being changed */
+	uint32_t sequence;           /* node: odd while a slice is being changed */
 	uint32_t slice_count;        /* node: 1 to VGPU_MAX_SLICES, fixed for life */
 	char tenant[VGPU_NAME_SIZE]; /* node: name, NUL-terminated, fixed for life */
 	uint32_t kind;               /* node: enum vgpu_kind, fixed for life */
-	uint32_t reserved0;
-	uint64_t host_memory; /* node: bytes of page-locked host memory; 0 = not limited */
+	uint32_t changing;           /* node: which slice, while `sequence` is odd */
+	uint64_t host_memory;        /* node: bytes of page-locked host memory; 0 = not limited */
 	uint32_t reserved[6];
 	struct vgpu_quota slices[VGPU_MAX_SLICES];
+	struct vgpu_quota before; /* node: that slice as it was, and for readers still is */
 };
 
 /* One slice's usage: what all processes of the tenant hold and have spent. */
@@ -145,8 +146,8 @@ void vgpu_quota_write(struct vgpu_grant *grant, uint32_t slice, const struct vgp
 uint64_t vgpu_device_part(const struct vgpu_quota *quota);
 /* Bytes that may be charged on an account; UINT64_MAX = not limited. */
 uint64_t vgpu_quota_of(const struct vgpu_grant *grant, uint32_t account);
-/* A consistent copy.  Bounded: a writer that died midway costs consistency
- * between fields, never the reader's time. */
+/* A consistent copy: while a change is under way, or was left by a writer that
+ * died, the slice as it was before.  Never waits. */
 void vgpu_quota_read(const struct vgpu_grant *grant, uint32_t slice, struct vgpu_quota *quota);
 /* Percent enforced at `now_ns`; 0 = not limited. */
 uint32_t vgpu_cores_in_force(const struct vgpu_grant *grant, uint32_t slice, uint64_t now_ns);

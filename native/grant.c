@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A grant changes at one moment: the writer makes `sequence` odd, writes,
- * and makes it even; a reader that saw it odd or changed reads again.
- * Readers give up after a few tries, because a writer may have died midway:
- * each field is still whole then, only their mixture may be of two grants.
+ * A grant changes at one moment, whatever becomes of its writer: the writer
+ * keeps the slice as it was in `before`, makes `sequence` odd, writes the
+ * slice, and makes `sequence` even.  Invariant: while it is odd, `before` and
+ * `changing` stand still, so a reader takes the slice from there and waits for
+ * nobody; while it is even, all slices stand still.  A reader reads again only
+ * if `sequence` moved meanwhile, which takes a live writer each time.  The next
+ * writer after one that died midway first puts the slice back.
  */
 #include <stddef.h>
 #include <string.h>
 
 #include "abi.h"
 
+/* A bound on principle: nobody changes a grant 32 times in a few nanoseconds. */
 #define READ_TRIES 64
 
 _Static_assert(sizeof(struct vgpu_quota) == 64, "a quota is one cache line");
@@ -40,6 +44,12 @@ static int header_check(const void *bytes, uint64_t size, uint64_t magic, uint64
 	return VGPU_SOUND;
 }
 
+static int is_in_range(const struct vgpu_quota *quota)
+{
+	return quota->memory_spill <= quota->memory && quota->cores >= 1 && quota->cores <= 100 &&
+	       quota->policy >= VGPU_POLICY_FIXED && quota->policy <= VGPU_POLICY_NONE;
+}
+
 int vgpu_grant_check(const void *bytes, uint64_t size)
 {
 	const struct vgpu_grant *grant = bytes;
@@ -51,13 +61,12 @@ int vgpu_grant_check(const void *bytes, uint64_t size)
 		return VGPU_BAD_VALUE;
 	if (!memchr(grant->tenant, 0, sizeof(grant->tenant)))
 		return VGPU_BAD_VALUE;
-	for (uint32_t i = 0; i < grant->slice_count; i++) {
-		const struct vgpu_quota *quota = &grant->slices[i];
-
-		if (quota->memory_spill > quota->memory || quota->cores < 1 || quota->cores > 100 ||
-		    quota->policy < VGPU_POLICY_FIXED || quota->policy > VGPU_POLICY_NONE)
+	for (uint32_t i = 0; i < grant->slice_count; i++)
+		if (!is_in_range(&grant->slices[i]))
 			return VGPU_BAD_VALUE;
-	}
+	if (grant->sequence & 1 && grant->changing < grant->slice_count &&
+	    !is_in_range(&grant->before))
+		return VGPU_BAD_VALUE;
 	return VGPU_SOUND;
 }
 
@@ -83,34 +92,57 @@ const char *vgpu_fault_text(int fault)
 	return "unknown fault";
 }
 
-/* Word by word, each atomically: a torn quota must not arise even when a
- * reader has given up on the sequence. */
-static void copy_words(uint64_t *to, const uint64_t *from, size_t bytes)
+/* Word by word, each atomically: a torn field must not arise anywhere. */
+static void copy_quota(struct vgpu_quota *to, const struct vgpu_quota *from)
 {
-	for (size_t i = 0; i < bytes / sizeof(*to); i++)
-		__atomic_store_n(&to[i], __atomic_load_n(&from[i], __ATOMIC_RELAXED),
+	uint64_t *target = (uint64_t *)to;
+	const uint64_t *source = (const uint64_t *)from;
+
+	for (size_t i = 0; i < sizeof(*to) / sizeof(*target); i++)
+		__atomic_store_n(&target[i], __atomic_load_n(&source[i], __ATOMIC_RELAXED),
 				 __ATOMIC_RELAXED);
+}
+
+static void begin_change(struct vgpu_grant *grant, uint32_t slice, uint32_t sequence)
+{
+	/* A reader that sees any of this sees that `sequence` has become even, too. */
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	__atomic_store_n(&grant->changing, slice, __ATOMIC_RELAXED);
+	copy_quota(&grant->before, &grant->slices[slice]);
+	__atomic_store_n(&grant->sequence, sequence + 1, __ATOMIC_RELEASE);
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
+/* `sequence` is odd and its writer is dead.  Readers do not look at the slice
+ * until it is even. */
+static void undo_change(struct vgpu_grant *grant, uint32_t sequence)
+{
+	if (grant->changing < VGPU_MAX_SLICES)
+		copy_quota(&grant->slices[grant->changing], &grant->before);
+	__atomic_store_n(&grant->sequence, sequence + 1, __ATOMIC_RELEASE);
 }
 
 void vgpu_quota_write(struct vgpu_grant *grant, uint32_t slice, const struct vgpu_quota *quota)
 {
-	uint32_t odd = __atomic_load_n(&grant->sequence, __ATOMIC_RELAXED) | 1;
+	uint32_t sequence = __atomic_load_n(&grant->sequence, __ATOMIC_RELAXED);
 
-	__atomic_store_n(&grant->sequence, odd, __ATOMIC_RELAXED);
-	__atomic_thread_fence(__ATOMIC_RELEASE);
-	copy_words((uint64_t *)&grant->slices[slice], (const uint64_t *)quota, sizeof(*quota));
-	__atomic_store_n(&grant->sequence, odd + 1, __ATOMIC_RELEASE);
+	if (sequence & 1)
+		undo_change(grant, sequence++);
+	begin_change(grant, slice, sequence);
+	copy_quota(&grant->slices[slice], quota);
+	__atomic_store_n(&grant->sequence, sequence + 2, __ATOMIC_RELEASE);
 }
 
 void vgpu_quota_read(const struct vgpu_grant *grant, uint32_t slice, struct vgpu_quota *quota)
 {
 	for (int i = 0; i < READ_TRIES; i++) {
-		uint32_t before = __atomic_load_n(&grant->sequence, __ATOMIC_ACQUIRE);
+		uint32_t sequence = __atomic_load_n(&grant->sequence, __ATOMIC_ACQUIRE);
+		int is_changing = sequence & 1 &&
+				  slice == __atomic_load_n(&grant->changing, __ATOMIC_RELAXED);
 
-		copy_words((uint64_t *)quota, (const uint64_t *)&grant->slices[slice],
-			   sizeof(*quota));
+		copy_quota(quota, is_changing ? &grant->before : &grant->slices[slice]);
 		__atomic_thread_fence(__ATOMIC_ACQUIRE);
-		if (!(before & 1) && before == __atomic_load_n(&grant->sequence, __ATOMIC_RELAXED))
+		if (sequence == __atomic_load_n(&grant->sequence, __ATOMIC_RELAXED))
 			return;
 	}
 }

@@ -123,13 +123,14 @@ static void subtract_tenants(int tenants, const struct vgpu_quota *quota, uint64
 			continue;
 		if (!read_grant(tenant, &grant) &&
 		    (slice = vgpu_slice_of(&grant, quota->device)) >= 0) {
-			const struct vgpu_quota *other = &grant.slices[slice];
+			struct vgpu_quota other;
 
-			taken = vgpu_device_part(other);
+			vgpu_quota_read(&grant, (uint32_t)slice, &other);
+			taken = vgpu_device_part(&other);
 			if (taken != UINT64_MAX)
 				*memory -= taken < *memory ? taken : *memory;
-			if (other->policy != VGPU_POLICY_NONE)
-				*cores -= other->cores < *cores ? other->cores : *cores;
+			if (other.policy != VGPU_POLICY_NONE)
+				*cores -= other.cores < *cores ? other.cores : *cores;
 		}
 		close(tenant);
 	}

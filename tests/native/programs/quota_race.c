@@ -27,7 +27,7 @@ static void change_forever(struct vgpu_grant *grant)
 		quota.device_memory = 3 * number;
 		quota.limit_end_ns = 7 * number;
 		vgpu_quota_write(grant, 0, &quota);
-		/* A reader gives up when it never finds a quiet moment. */
+		/* A node changes a grant now and then, not without a pause. */
 		for (volatile int pause = 0; pause < 3000; pause++)
 			;
 	}
