@@ -1,0 +1,533 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * kill_ledger OPERATION MODE: a process is interrupted after every instruction
+ * of an operation on a ledger or grant, and another one looks at what is left.
+ *
+ *	each	killed after each instruction, or after some hundred of them that
+ *		are spread evenly where there are more
+ *	state	killed at each change of the shared files: together with the
+ *		instructions in between, which change nothing that outlives the
+ *		process, this is every instruction of operations however long
+ *	pair	killed at each change; then a second process, that sweeps, too
+ *	stop	stopped at each change while others sweep and charge, then let go
+ *	exec	at each change it begins another program, as a thread may
+ *
+ * A tenant has a survivor (this process) and a bystander, both alive, and two
+ * dead members, of whom one leaked as it died.  Stepping takes microseconds an
+ * instruction, so this is built with a ledger of a few rows.  Invariants: what is charged is
+ * never less than what the living hold; after a sweep it is exactly that, and
+ * all the rest can be had.  Prints how many interruptions there were.
+ */
+#define _GNU_SOURCE
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "abi.h"
+#include "tools/stepping.h"
+
+#define QUOTA 1000
+#define SURVIVOR 50
+#define BYSTANDER 70
+#define LIVING (SURVIVOR + BYSTANDER)
+#define VICTIM 200
+#define DEAD 300
+#define LEAKED 40
+#define CHANGE 80
+#define MOST_KILLS 150
+
+struct world {
+	uint64_t truth;   /* what the victim holds of the device, whatever is charged */
+	uint64_t is_done; /* the operation has returned */
+	struct vgpu_grant grant;
+	struct vgpu_ledger ledger;
+};
+
+struct operation {
+	const char *name;
+	void (*run)(void);
+	uint64_t held;  /* by the victim before */
+	uint64_t truth; /* what it holds while the operation goes on */
+	uint64_t after; /* and when it has ended */
+	int has_row;
+};
+
+static struct world *world;
+static int world_fd;
+static uint64_t self, self_image, victim, victim_image, here;
+static uint64_t bystander, dead[2];
+static uint64_t spare_rows; /* a row that exec interrupted while it was taken stays, empty */
+static int survivor_row, victim_row;
+static const struct operation *operation;
+
+static void fail(const char *what, uint64_t moment)
+{
+	fprintf(stderr, "%s, interruption %llu: %s (charged %llu, janitor %llx, suspect %llu)\n",
+		operation->name, (unsigned long long)moment, what,
+		(unsigned long long)world->ledger.slices[0].memory_used,
+		(unsigned long long)world->ledger.janitor,
+		(unsigned long long)world->ledger.suspect);
+	exit(1);
+}
+
+static uint64_t charged(void)
+{
+	return __atomic_load_n(&world->ledger.slices[0].memory_used, __ATOMIC_SEQ_CST);
+}
+
+/* ---- what is done ------------------------------------------------------------------------ */
+
+static void do_charge(void)
+{
+	if (vgpu_charge(&world->ledger, (uint32_t)victim_row, 0, CHANGE, QUOTA))
+		_exit(3);
+}
+
+static void do_refused(void)
+{
+	if (!vgpu_charge(&world->ledger, (uint32_t)victim_row, 0, QUOTA, QUOTA))
+		_exit(3);
+}
+
+static void do_refund(void)
+{
+	vgpu_refund(&world->ledger, (uint32_t)victim_row, 0, CHANGE);
+}
+
+/* For the one that is stepped: less to step through.  Here a pid is not used again. */
+static int is_reaped(uint64_t owner, uint64_t pid_namespace)
+{
+	return (pid_namespace && pid_namespace != here) ||
+	       syscall(SYS_kill, vgpu_owner_pid(owner), 0);
+}
+
+static void do_take(void)
+{
+	if (vgpu_row_take(&world->ledger, victim, victim_image, here, is_reaped) < 0)
+		_exit(3);
+}
+
+static void do_sweep(void)
+{
+	vgpu_sweep(&world->ledger, victim, victim_image, is_reaped);
+}
+
+/* Nobody else writes this grant. */
+static void do_write(void)
+{
+	struct vgpu_quota quota = {.device_memory = 22,
+				   .memory = 22,
+				   .cores = 22,
+				   .policy = 2,
+				   .cores_limit = 22,
+				   .limit_end_ns = 22};
+
+	vgpu_quota_write(&world->grant, 1, &quota);
+}
+
+/* What this program has to find: accounts kept in the wrong order. */
+static void do_careless_charge(void)
+{
+	__atomic_fetch_add(&world->ledger.slices[0].memory_used, CHANGE, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&world->ledger.rows[victim_row].memory[0], CHANGE, __ATOMIC_SEQ_CST);
+}
+
+static void do_careless_refund(void)
+{
+	__atomic_fetch_sub(&world->ledger.slices[0].memory_used, CHANGE, __ATOMIC_SEQ_CST);
+	__atomic_fetch_sub(&world->ledger.rows[victim_row].memory[0], CHANGE, __ATOMIC_SEQ_CST);
+}
+
+static const struct operation operations[] = {
+	{"charge", do_charge, VICTIM, VICTIM, VICTIM + CHANGE, 1},
+	{"refused", do_refused, VICTIM, VICTIM, VICTIM, 1},
+	{"refund", do_refund, VICTIM, VICTIM - CHANGE, VICTIM - CHANGE, 1},
+	{"take", do_take, 0, 0, 0, 0},
+	{"sweep", do_sweep, VICTIM, VICTIM, VICTIM, 1},
+	{"write", do_write, 0, 0, 0, 0},
+	{"careless-charge", do_careless_charge, VICTIM, VICTIM, VICTIM + CHANGE, 1},
+	{"careless-refund", do_careless_refund, VICTIM, VICTIM - CHANGE, VICTIM - CHANGE, 1},
+};
+
+/* ---- the world before --------------------------------------------------------------------- */
+
+static int nobody_is_gone(uint64_t owner, uint64_t pid_namespace)
+{
+	return 0 * (owner + pid_namespace);
+}
+
+static int member(uint64_t owner, uint64_t image, uint64_t bytes)
+{
+	int row = vgpu_row_take(&world->ledger, owner, image, here, nobody_is_gone);
+
+	if (row < 0 || vgpu_charge(&world->ledger, (uint32_t)row, 0, bytes, QUOTA))
+		stepping_give_up("the world cannot be made");
+	return row;
+}
+
+static void make_world(void)
+{
+	int row;
+
+	memset(world, 0, sizeof(*world));
+	world->ledger.magic = VGPU_LEDGER_MAGIC;
+	world->ledger.abi = VGPU_ABI;
+	world->ledger.size = sizeof(world->ledger);
+	for (uint64_t i = 0; i < 2; i++)
+		world->grant.slices[i] = (struct vgpu_quota){.device_memory = 11,
+							     .memory = 11,
+							     .cores = 11,
+							     .policy = 1,
+							     .cores_limit = 11,
+							     .limit_end_ns = 11};
+	survivor_row = member(self, self_image, SURVIVOR);
+	member(bystander, 1, BYSTANDER);
+	/* Killed when the total was raised and the row was not. */
+	row = member(dead[0], 1, DEAD);
+	world->ledger.rows[row].begun++;
+	world->ledger.slices[0].memory_used += LEAKED;
+	member(dead[1], 1, 0);
+}
+
+/* A process that is about to do the operation, stopped. */
+static pid_t start_victim(const struct operation *what)
+{
+	pid_t child = fork();
+
+	if (child < 0)
+		stepping_give_up("no process can be made");
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		victim = vgpu_owner_self(&here);
+		victim_image = vgpu_image_self();
+		if (what->has_row)
+			victim_row = member(victim, victim_image, what->held);
+		world->truth = what->truth;
+		stepping_begin();
+		what->run();
+		world->is_done = 1;
+		_exit(0);
+	}
+	stepping_await(child);
+	return child;
+}
+
+/* ---- the world during and after ------------------------------------------------------------- */
+
+static void check_quota(uint64_t moment)
+{
+	for (uint32_t slice = 0; slice < 2; slice++) {
+		struct vgpu_quota quota;
+
+		vgpu_quota_read(&world->grant, slice, &quota);
+		if (quota.memory != quota.device_memory || quota.memory != quota.cores ||
+		    quota.memory != quota.cores_limit || quota.memory != quota.limit_end_ns ||
+		    quota.memory != 11ull * quota.policy)
+			fail("a reader of the grant sees a mixture", moment);
+	}
+}
+
+static void check_at(uint64_t moment)
+{
+	if (charged() < LIVING + world->truth)
+		fail("less is charged than the living hold", moment);
+	if (charged() > QUOTA)
+		fail("more is charged than the quota", moment);
+	check_quota(moment);
+}
+
+/* All that is not held can be had, at once and to the last byte. */
+static void check_rest(uint64_t rest, uint64_t moment)
+{
+	if (vgpu_charge(&world->ledger, (uint32_t)survivor_row, 0, rest, QUOTA))
+		fail("what fits is refused", moment);
+	if (!vgpu_charge(&world->ledger, (uint32_t)survivor_row, 0, 1, QUOTA))
+		fail("what does not fit is not refused", moment);
+	vgpu_refund(&world->ledger, (uint32_t)survivor_row, 0, rest);
+}
+
+/* What is held by the living is `held`, and a sweep has to find just that. */
+static void check_after(uint64_t held, uint64_t rows, uint64_t moment)
+{
+	uint64_t taken = 0;
+
+	if (charged() < held)
+		fail("less is charged than the living hold", moment);
+	vgpu_sweep(&world->ledger, self, self_image, vgpu_process_is_gone);
+	if (charged() != held)
+		fail("a sweep does not find what the living hold", moment);
+	if (world->ledger.janitor || world->ledger.suspect)
+		fail("a sweep is not ended", moment);
+	for (int i = 0; i < VGPU_MAX_PROCESSES; i++)
+		taken += !!world->ledger.rows[i].owner;
+	if (taken < rows || taken > rows + spare_rows)
+		fail("the rows are not those of the living", moment);
+	check_rest(QUOTA - held, moment);
+	check_quota(moment);
+	do_write();
+	check_quota(moment);
+}
+
+/* ---- stepping ----------------------------------------------------------------------------------
+ */
+
+/* One instruction; 0 when the operation is over, and the child has ended. */
+static int goes_on(pid_t child)
+{
+	if (!stepping_step(child))
+		stepping_give_up("the operation did not return");
+	if (!world->is_done)
+		return 1;
+	stepping_finish(child);
+	return 0;
+}
+
+/* Step until the files change; 0 when the child has ended.  At each change the
+ * invariants are looked at. */
+static int step_to_change(pid_t child, uint64_t moment)
+{
+	static char earlier[sizeof(struct world)];
+
+	memcpy(earlier, world, sizeof(*world));
+	while (goes_on(child))
+		if (memcmp(earlier, world, sizeof(*world))) {
+			check_at(moment);
+			return 1;
+		}
+	return 0;
+}
+
+/* The victim at its change number `count`; 0 when there are not so many, and it has ended. */
+static pid_t victim_at(uint64_t count)
+{
+	pid_t child = start_victim(operation);
+
+	check_at(0);
+	for (uint64_t i = 0; i < count; i++)
+		if (!step_to_change(child, count))
+			return 0;
+	return child;
+}
+
+static uint64_t kill_at_each_state(void)
+{
+	for (uint64_t count = 0;; count++) {
+		pid_t child;
+
+		make_world();
+		child = victim_at(count);
+		if (!child) {
+			check_after(LIVING, 2, count);
+			return count;
+		}
+		stepping_kill(child);
+		check_after(LIVING, 2, count);
+	}
+}
+
+static uint64_t count_steps(void)
+{
+	pid_t child;
+	uint64_t steps = 0;
+
+	make_world();
+	child = start_victim(operation);
+	while (goes_on(child))
+		steps++;
+	return steps;
+}
+
+static uint64_t kill_at_each_instruction(void)
+{
+	uint64_t steps = count_steps(), stride = 1 + steps / MOST_KILLS, kills = 0;
+
+	for (uint64_t end = 0; end < steps; end += stride, kills++) {
+		pid_t child;
+
+		make_world();
+		child = start_victim(operation);
+		for (uint64_t i = 0; i < end; i++)
+			if (!goes_on(child))
+				fail("it is not the same at every time", end);
+		check_at(end);
+		stepping_kill(child);
+		check_after(LIVING, 2, end);
+	}
+	return kills;
+}
+
+/* The first one's kill at each state, the second one's at each of what it then does. */
+static uint64_t kill_pairs(void)
+{
+	static const struct operation sweeping = {"sweep", do_sweep, 0, 0, 0, 0};
+	uint64_t kills = 0;
+
+	for (uint64_t count = 0;; count++)
+		for (uint64_t second = 0;; second++, kills++) {
+			pid_t child, sweeper;
+			int is_alive = 1;
+
+			make_world();
+			child = victim_at(count);
+			if (!child)
+				return kills;
+			stepping_kill(child);
+			world->truth = 0;
+			sweeper = start_victim(&sweeping);
+			for (uint64_t i = 0; is_alive && i < second; i++)
+				is_alive = step_to_change(sweeper, count * 1000 + second);
+			if (is_alive)
+				stepping_kill(sweeper);
+			check_after(LIVING, 2, count * 1000 + second);
+			if (!is_alive)
+				break;
+		}
+}
+
+static uint64_t stop_at_each_state(void)
+{
+	for (uint64_t count = 0;; count++) {
+		pid_t child;
+		int row;
+
+		make_world();
+		child = victim_at(count);
+		if (!child)
+			return count;
+		vgpu_sweep(&world->ledger, self, self_image, vgpu_process_is_gone);
+		check_at(count);
+		row = vgpu_row_take(&world->ledger, dead[0], 1, here, nobody_is_gone);
+		if (row < 0)
+			fail("no row can be had while another process stands still", count);
+		while (!vgpu_charge(&world->ledger, (uint32_t)row, 0, 10, QUOTA - CHANGE))
+			check_at(count);
+		while (world->ledger.rows[row].memory[0])
+			vgpu_refund(&world->ledger, (uint32_t)row, 0, 10);
+		check_at(count);
+		stepping_finish(child);
+		world->truth = operation->after;
+		check_at(count);
+		world->truth = 0; /* its process has ended */
+		check_after(LIVING, 2, count);
+	}
+}
+
+/* ---- another program in the same process -------------------------------------------------------
+ */
+
+static void begin_again(void)
+{
+	char fd[16];
+
+	snprintf(fd, sizeof(fd), "%d", world_fd);
+	execl("/proc/self/exe", "kill_ledger", "reborn", fd, NULL);
+	_exit(4);
+}
+
+/* The program that was begun: takes its row, and stands still. */
+static int be_reborn(void)
+{
+	uint64_t owner = vgpu_owner_self(&here);
+
+	victim_row =
+		vgpu_row_take(&world->ledger, owner, vgpu_image_self(), here, vgpu_process_is_gone);
+	world->truth = 0;
+	raise(SIGSTOP);
+	return 0;
+}
+
+static void await_signal(pid_t child, int expected)
+{
+	int status = 0;
+
+	if (ptrace(PTRACE_CONT, child, 0, 0) || waitpid(child, &status, 0) != child ||
+	    !WIFSTOPPED(status) || WSTOPSIG(status) != expected)
+		stepping_give_up("the child did not begin another program");
+}
+
+static uint64_t exec_at_each_state(void)
+{
+	for (uint64_t count = 0;; count++) {
+		pid_t child;
+
+		make_world();
+		child = victim_at(count);
+		if (!child)
+			return count;
+		stepping_divert(child, begin_again);
+		await_signal(child, SIGTRAP);
+		await_signal(child, SIGSTOP);
+		if (charged() != LIVING)
+			fail("the new program does not take back what the old one held", count);
+		spare_rows = 1;
+		check_after(LIVING, 3, count);
+		spare_rows = 0;
+		stepping_kill(child);
+		check_after(LIVING, 2, count);
+	}
+}
+
+/* -------------------------------------------------------------------------------------------------
+ */
+
+static const struct {
+	const char *name;
+	uint64_t (*run)(void);
+} modes[] = {
+	{"each", kill_at_each_instruction}, {"state", kill_at_each_state}, {"pair", kill_pairs},
+	{"stop", stop_at_each_state},       {"exec", exec_at_each_state},
+};
+
+/* A process that has ended, or one that lives as long as we do. */
+static uint64_t other_process(int lives)
+{
+	pid_t child = fork();
+	uint64_t owner;
+
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	owner = vgpu_owner_of((uint32_t)child);
+	if (!lives && (kill(child, SIGKILL) || waitpid(child, NULL, 0) != child))
+		stepping_give_up("no process can be made");
+	return owner;
+}
+
+static void prepare(void)
+{
+	self = vgpu_owner_self(&here);
+	self_image = vgpu_image_self();
+	dead[0] = other_process(0);
+	dead[1] = other_process(0);
+	bystander = other_process(1);
+}
+
+int main(int argc, char **argv)
+{
+	int is_reborn = argc == 3 && !strcmp(argv[1], "reborn");
+
+	if (argc != 3)
+		return 2;
+	world_fd = is_reborn ? atoi(argv[2]) : (int)syscall(SYS_memfd_create, "world", 0);
+	if (world_fd < 0 || ftruncate(world_fd, sizeof(*world)))
+		return 2;
+	world = mmap(NULL, sizeof(*world), PROT_READ | PROT_WRITE, MAP_SHARED, world_fd, 0);
+	if (world == MAP_FAILED)
+		return 2;
+	if (is_reborn)
+		return be_reborn();
+	for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++)
+		if (!strcmp(argv[1], operations[i].name))
+			operation = &operations[i];
+	prepare();
+	for (size_t i = 0; operation && i < sizeof(modes) / sizeof(*modes); i++)
+		if (!strcmp(argv[2], modes[i].name)) {
+			printf("%llu\n", (unsigned long long)modes[i].run());
+			return 0;
+		}
+	return 2;
+}
