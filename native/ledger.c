@@ -155,20 +155,39 @@ static void free_row(struct vgpu_ledger *ledger, struct vgpu_row *row)
 	__atomic_store_n(&row->owner, 0, __ATOMIC_SEQ_CST);
 }
 
-/* The right to sweep passes on by itself when its holder is gone, be it by an
- * exec that kept the pid. */
-static int become_janitor(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
-			  vgpu_is_gone is_gone)
+/* The process for which a thread of this image sweeps.  Of a child of fork that
+ * is another one, and exec forgets it. */
+static uint64_t sweeping;
+
+static int seize(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image, vgpu_is_gone is_gone)
 {
 	uint64_t janitor = load(&ledger->janitor), held_by = load(&ledger->janitor_image);
 
-	if (janitor == owner ? !held_by || held_by == image : janitor && !is_gone(janitor, 0))
+	/* Ours but not of this image, or not yet or no longer of any: exec was
+	 * called, for no other thread of this image is here. */
+	if (janitor == owner ? held_by == image : janitor && !is_gone(janitor, 0))
 		return 0;
 	if (!__atomic_compare_exchange_n(&ledger->janitor, &janitor, owner, 0, __ATOMIC_SEQ_CST,
 					 __ATOMIC_RELAXED))
 		return 0;
 	__atomic_store_n(&ledger->janitor_image, image, __ATOMIC_SEQ_CST);
 	return 1;
+}
+
+/* The right to sweep passes on by itself when its holder is gone, be it by an
+ * exec that kept the pid. */
+static int become_janitor(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
+			  vgpu_is_gone is_gone)
+{
+	uint64_t before = load(&sweeping);
+
+	if (before == owner || !__atomic_compare_exchange_n(&sweeping, &before, owner, 0,
+							    __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return 0;
+	if (seize(ledger, owner, image, is_gone))
+		return 1;
+	__atomic_store_n(&sweeping, 0, __ATOMIC_SEQ_CST);
+	return 0;
 }
 
 /* Of this very process, but of an image that exec has replaced. */
@@ -200,6 +219,7 @@ uint32_t vgpu_sweep(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
 		reconcile(ledger);
 	__atomic_store_n(&ledger->janitor_image, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&ledger->janitor, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&sweeping, 0, __ATOMIC_SEQ_CST);
 	return freed;
 }
 
