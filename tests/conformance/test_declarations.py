@@ -8,8 +8,6 @@ would corrupt its caller's memory in silence.
 
 from __future__ import annotations
 
-import concurrent.futures
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +22,9 @@ from tools.declarations import (
     Function,
     Pointer,
     compile_with_types,
-    differences,
-    read_object,
+    read_compiled,
 )
+from tools.differences import differences
 from tools.nvidia_headers import RELEASES, Release
 from tools.tenants import intercepts
 
@@ -34,7 +32,7 @@ NEWEST = RELEASES[-1]
 
 
 @dataclass(frozen=True)
-class Exception_:
+class Meant:
     """A difference that is meant."""
 
     differs: str
@@ -42,15 +40,15 @@ class Exception_:
     reason: str
 
 
-FIRST_FIELDS = Exception_(
+FIRST_FIELDS = Meant(
     r".*CUDA_KERNEL_NODE_PARAMS_st(: ours has 72 bytes, theirs 56|\.(kern|ctx) \(.*\): theirs has no such member)",
     "version 1 is the beginning of version 2, and the simulated GPU looks at no more of it",
 )
-OLD_PCI = Exception_(
+OLD_PCI = Meant(
     r".*nvmlPciInfo_st: ours has (36 bytes, theirs 68|nothing at bytes 36\+32, where theirs has busId)",
     "callers of these two versions gave no room for what version 3 added; headers now show version 3's structure",
 )
-NOT_LOOKED_AT = Exception_(r".*\*: ours is void.*", "the simulated GPU does not look at what is there")
+NOT_LOOKED_AT = Meant(r".*\*: ours is void.*", "the simulated GPU does not look at what is there")
 
 TYPES_THAT_GREW = {"CUDA_KERNEL_NODE_PARAMS": FIRST_FIELDS}
 """Exceptions for all releases but the newest."""
@@ -128,32 +126,23 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Library], Decl
 
     def get(library: Library) -> Declarations:
         if library not in known:
-            scratch, found = tmp_path_factory.mktemp("bodies"), Declarations()
             # The exports are weak functions without parameters, for what is not defined.
             sources = [one for one in sorted(build.SIM.glob(library.bodies)) if not one.stem.endswith("_exports")]
-            objects = [scratch / f"{source.stem}.o" for source in sources]
-            with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(compile_body, sources, objects))
-            for made in objects:
-                found.functions |= read_object(made).functions
-            known[library] = found
+            made = tmp_path_factory.mktemp("bodies") / "bodies.so"
+            compile_with_types(made, *sources, flags=[f"-I{build.NATIVE}", f"-I{build.SIM}"])
+            known[library] = read_compiled(made)
         return known[library]
 
     return get
 
 
-def compile_body(source: Path, made: Path) -> None:
-    # Only signatures are read: memory of threads would need a linker.
-    compile_with_types(source, made, "-D__thread=", f"-I{build.NATIVE}", f"-I{build.SIM}")
-
-
 def macros(library: Library) -> tuple[str, ...]:
     """The names of our macros that stand for a value."""
     text = "".join(file.read_text() for file in library.files)
-    return tuple(re.findall(r"^#define ((?:CU|NVML)_\w+)[ \t]+\S", text, re.M))
+    return tuple(re.findall(r"^#define ((?:CU|CUDA|NVML)_\w+)[ \t]+\S", text, re.M))
 
 
-def report(release: Release, name: str, found: list[str], excepted: Exception_ | None) -> list[str]:
+def report(release: Release, name: str, found: list[str], excepted: Meant | None) -> list[str]:
     """The differences that are not meant, each with where it is."""
     return [f"{release} {name}: {one}" for one in found if not (excepted and re.fullmatch(excepted.differs, one))]
 
@@ -284,10 +273,10 @@ CUresult cuBits(CUbits *bits);
 """
 
 WRONG = [
-    ("cuOne", "unsigned long bytes", "unsigned int bytes", "parameter 2: ours is unsigned int (unsigned, 4 bytes)"),
-    ("cuOne", "unsigned long bytes", "long bytes", "parameter 2: ours is long"),
-    ("cuOne", "CUdeviceptr *pointer", "CUdeviceptr **pointer", "parameter 1 *: ours is unsigned long long"),
-    ("cuOne", "CUdeviceptr *pointer", "CUdeviceptr pointer", "parameter 1: ours is unsigned long long"),
+    ("cuOne", "unsigned long bytes", "unsigned int bytes", "parameter 2: ours is uint32, theirs uint64"),
+    ("cuOne", "unsigned long bytes", "long bytes", "parameter 2: ours is int64, theirs uint64"),
+    ("cuOne", "CUdeviceptr *pointer", "CUdeviceptr **pointer", "parameter 1 *: ours is uint64 *, theirs uint64"),
+    ("cuOne", "CUdeviceptr *pointer", "CUdeviceptr pointer", "parameter 1: ours is uint64, theirs uint64 *"),
     ("cuOne", "CUstream stream", "CUcontext stream", "parameter 3 *: ours is struct CUctx_st"),
     ("cuOne", ", CUstream stream", "", "takes 2 parameters, theirs 3"),
     ("cuOne", "CUresult cuOne", "void cuOne", "return value: ours is void"),
@@ -297,7 +286,7 @@ WRONG = [
     ("cuTwo", "usage; char reserved[15]", "usage; char reserved[7]", "CUbox_st: ours has 24 bytes, theirs 32"),
     ("cuTwo", "unsigned char usage", "unsigned char use", "CUbox_st.use (bytes 16+1): theirs has no such member"),
     ("cuTwo", "unsigned char usage", "unsigned short usage", "CUbox_st.usage: ours is at bytes 16+2"),
-    ("cuNode", "CUdeviceptr dptr", "unsigned int dptr", "CUnode_st.dptr: ours is unsigned int"),
+    ("cuNode", "CUdeviceptr dptr", "unsigned int dptr", "CUnode_st.dptr: ours is uint32, theirs uint64"),
     ("cuBits", "low : 3; unsigned int high : 29", "low : 4; unsigned int high : 28", "CUbits_st.low: ours is at bits"),
 ]
 
@@ -337,7 +326,7 @@ def test_what_a_union_holds_may_have_grown(read: Read) -> None:
     assert differences(mine.functions["cuNode"], known.functions["cuNode"]) == []
     moved = read(grown.replace("{ CUdeviceptr dptr; int more; }", "{ int more; CUdeviceptr dptr; }"), FUNCTIONS)
     assert differences(mine.functions["cuNode"], moved.functions["cuNode"]) == [
-        "parameter 1 * CUnode_st.dptr: ours is unsigned long long (unsigned, 8 bytes), theirs int (signed, 4 bytes)"
+        "parameter 1 * CUnode_st.dptr: ours is uint64, theirs int32"
     ]
 
 

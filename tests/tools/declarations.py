@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a C header declares, as the compiler understands it, and how two headers differ.
+What a C header declares, as the compiler understands it.
 
 Nothing here reads C. The compiler does, and writes what it found into its debugging information: every
 prototype, every layout, every enumerator, with all typedefs and macros resolved. So one reader serves our
-headers, NVIDIA's, and the bodies of the simulated GPU.
-
-Two types are alike when code compiled for the one can call code compiled for the other: equal sizes,
-signedness, depth of pointers and offsets of members; equal tags where a structure is only a name. ``const``
-and the names of parameters do not matter, nor whether a number is written as an enumeration.
+headers, NVIDIA's, and the bodies of the simulated GPU. ``differences.py`` compares.
 """
 
 from __future__ import annotations
@@ -44,7 +40,12 @@ class Scalar:
         return self.name.startswith("enum")
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.kind}, {self.size} bytes)" if self.kind in ("signed", "unsigned") else self.name
+        if self.is_enumeration or self.kind not in INTEGERS:
+            return self.name
+        return f"{'u' if self.kind == 'unsigned' else ''}int{self.size * 8}"
+
+
+INTEGERS = ("signed", "unsigned")
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,10 @@ class Record:
 
 Type = Void | Scalar | Pointer | Array | Function | Record
 
-INTEGERS = ("signed", "unsigned")
-
 
 @dataclass
 class Declarations:
-    """What one header, or one object file, says."""
+    """What one header, or one compiled file, says."""
 
     functions: dict[str, Type] = field(default_factory=dict)
     types: dict[str, Type] = field(default_factory=dict)
@@ -133,7 +132,7 @@ ENCODINGS = {2: "bool", 4: "float", 5: "signed", 6: "signed", 7: "unsigned", 8: 
 
 
 class Reader:
-    """Types of one object file, each made once."""
+    """Types of one compiled file, each made once."""
 
     def __init__(self, dwarf: Any) -> None:
         self.units = list(dwarf.iter_CUs())
@@ -232,8 +231,8 @@ def size_of(type_: Type) -> int:
 FUNCTION, ALIGNMENT, CONSTANT = "vgpu_function_", "vgpu_alignment_", "vgpu_constant_"
 
 
-def read_object(path: Path) -> Declarations:
-    """Read an object file: its probes (see ``read_header``), its types, and the functions that it defines."""
+def read_compiled(path: Path) -> Declarations:
+    """Read a compiled file: its probes (see ``read_header``), its types, and the functions that it defines."""
     found = Declarations()
     with path.open("rb") as file:
         elf = ELFFile(file)
@@ -246,8 +245,8 @@ def read_object(path: Path) -> Declarations:
         for symbol in symbols.iter_symbols():
             if symbol.name.startswith(CONSTANT):
                 section = elf.get_section(symbol["st_shndx"])
-                zero = section["sh_type"] == "SHT_NOBITS"
-                value = b"\0" * 8 if zero else section.data()[symbol["st_value"] : symbol["st_value"] + 8]
+                at = symbol["st_value"] - section["sh_addr"]
+                value = b"\0" * 8 if section["sh_type"] == "SHT_NOBITS" else section.data()[at : at + 8]
                 found.constants[symbol.name.removeprefix(CONSTANT)] = int.from_bytes(value, "little", signed=True)
     return found
 
@@ -286,7 +285,7 @@ def read_header(
     constants
         names that may be macros, and whose values are wanted.
     """
-    first, second, made = scratch / "header.c", scratch / "preprocessed.c", scratch / "header.o"
+    first, second, made = scratch / "header.c", scratch / "preprocessed.c", scratch / "header.so"
     probes = [f"#ifdef {name}\nconst long long {CONSTANT}{name} = (long long)({name});\n#endif" for name in constants]
     first.write_text("\n".join([source, *probes]) + "\n")
     command = [*build.compiler(), "-std=gnu11", "-w"]
@@ -298,144 +297,11 @@ def read_header(
     probes = [f"__typeof__(&{name}) {FUNCTION}{name};" for name in names]
     probes += [f"char {ALIGNMENT}{name}[_Alignof({name})];" for name in aligned]
     second.write_text(said + "\n" + "\n".join(probes) + "\n")
-    compile_with_types(second, made)
-    return read_object(made)
+    compile_with_types(made, second, flags=["-fno-eliminate-unused-debug-types"])
+    return read_compiled(made)
 
 
-def compile_with_types(source: Path, made: Path, *flags: str) -> None:
-    """Compile one file with its debugging information, also of types that nothing uses."""
-    build.run([*build.compiler(), "-std=gnu11", "-w", "-O0", "-g", "-gdwarf-4", "-fno-eliminate-unused-debug-types",
-               *flags, "-c", str(source), "-o", str(made)])  # fmt: skip
-
-
-# ---- differences ----------------------------------------------------------------------------------------------
-
-
-def differences(ours: Type, theirs: Type, *, older: bool = False) -> list[str]:
-    """
-    Where two types are not alike, each as "place: ours, theirs"; nothing when they are.
-
-    older
-        theirs comes from a header that is older than what ours was written after: a member that it does not know
-        may lie where it has kept room, or be a further alternative in a union.
-    """
-    comparison = Comparison(older)
-    comparison.types("", ours, theirs)
-    return comparison.found
-
-
-def are_alike(ours: Scalar, theirs: Scalar) -> bool:
-    """Whether two numbers are passed alike; the sign of an enumeration is the compiler's choice."""
-    signs = {ours.kind, theirs.kind} <= set(INTEGERS) and (ours.is_enumeration or theirs.is_enumeration)
-    return ours.size == theirs.size and (ours.kind == theirs.kind or signs)
-
-
-def is_raw(type_: Type) -> bool:
-    """Whether a member is only there to take its room."""
-    return isinstance(type_, Array) and isinstance(type_.of, Scalar) and type_.of.kind in INTEGERS
-
-
-def is_reserve(member: Member) -> bool:
-    return re.match(r"_?(reserved|pad)", member.name) is not None
-
-
-@dataclass
-class Comparison:
-    """One walk through two types, and what it has found."""
-
-    older: bool
-    found: list[str] = field(default_factory=list)
-    met: set[tuple[int, int]] = field(default_factory=set)
-
-    def unlike(self, at: str, ours: Type, theirs: Type) -> None:
-        self.found.append(f"{at or 'it'}: ours is {ours}, theirs {theirs}")
-
-    def types(self, at: str, ours: Type, theirs: Type) -> None:
-        match ours, theirs:
-            case Void(), Void():
-                pass
-            case Scalar(), Scalar() if are_alike(ours, theirs):
-                pass
-            case Pointer(), Pointer():
-                self.types(f"{at} *".strip(), ours.to, theirs.to)
-            case Array(), Array() if ours.count == theirs.count:
-                self.types(f"{at}[]", ours.of, theirs.of)
-            case Function(), Function():
-                self.functions(at, ours, theirs)
-            case Record(), Record():
-                if (id(ours), id(theirs)) not in self.met:
-                    self.met.add((id(ours), id(theirs)))
-                    self.records(at, ours, theirs)
-            case _ if is_raw(ours) and isinstance(theirs, Array | Record) and size_of(ours) == size_of(theirs):
-                pass
-            case _:
-                self.unlike(at, ours, theirs)
-
-    def functions(self, at: str, ours: Function, theirs: Function) -> None:
-        self.types(f"{at} return value".strip(), ours.returns, theirs.returns)
-        if len(ours.parameters) != len(theirs.parameters):
-            counts = f"{len(ours.parameters)} parameters, theirs {len(theirs.parameters)}"
-            self.found.append(f"{at} takes {counts}".strip())
-            return
-        for index, (own, other) in enumerate(zip(ours.parameters, theirs.parameters, strict=True), 1):
-            self.types(f"{at} parameter {index}".strip(), own, other)
-
-    def records(self, at: str, ours: Record, theirs: Record) -> None:
-        if not (ours.complete and theirs.complete):
-            if ours.tag != theirs.tag:
-                self.unlike(at, ours, theirs)
-            return
-        where = f"{at} {ours.tag or theirs.tag}".strip()
-        if ours.size != theirs.size:
-            self.found.append(f"{where}: ours has {ours.size} bytes, theirs {theirs.size}")
-        self.members(where, ours, theirs)
-        taken = {bit for member in ours.named() for bit in range(member.offset, member.offset + member.bits)}
-        for member in theirs.named():
-            if not taken.issuperset(range(member.offset, member.offset + member.bits)):
-                self.found.append(f"{where}: ours has nothing at {member.place}, where theirs has {member.name}")
-
-    def members(self, where: str, ours: Record, theirs: Record) -> None:
-        """Each member of ours; what theirs has besides is looked at by who calls this."""
-        known = {member.name: member for member in theirs.named()}
-        for member in ours.named():
-            other = known.get(member.name)
-            if is_raw(member.type) and (other is None or is_reserve(member)):
-                continue  # takes room, and says nothing about what is in it
-            if other is None:
-                if not (self.older and may_be_newer(member, theirs)):
-                    self.found.append(f"{where}.{member.name} ({member.place}): theirs has no such member")
-            elif is_alternative(member, ours) and member.bits < other.bits and member.offset == other.offset:
-                self.starts(f"{where}.{member.name}", member.type, other.type)
-            elif (member.offset, member.bits) != (other.offset, other.bits):
-                self.found.append(f"{where}.{member.name}: ours is at {member.place}, theirs at {other.place}")
-            else:
-                self.alternatives(f"{where}.{member.name}", member.type, other.type)
-
-    def alternatives(self, at: str, ours: Type, theirs: Type) -> None:
-        """Equal in place and size; theirs may have put the only value into a structure."""
-        if isinstance(theirs, Record) and theirs.complete and not isinstance(ours, Record) and not is_raw(ours):
-            self.starts(at, ours, theirs)
-        else:
-            self.types(at, ours, theirs)
-
-    def starts(self, at: str, ours: Type, theirs: Type) -> None:
-        """Ours is the beginning of theirs: what a union holds may grow."""
-        if isinstance(ours, Record) and isinstance(theirs, Record) and ours.complete and theirs.complete:
-            self.members(at, ours, theirs)
-        elif isinstance(theirs, Record) and (first := next(theirs.named(), None)) is not None:
-            self.starts(at, ours, first.type)
-        else:
-            self.types(at, ours, theirs)
-
-
-def is_alternative(member: Member, record: Record) -> bool:
-    """Whether others lie where a member lies: it is of a union."""
-    return sum(member.offset == other.offset for other in record.named()) > 1
-
-
-def may_be_newer(member: Member, theirs: Record) -> bool:
-    """Whether an older header leaves room for a member that it does not know yet."""
-    return (theirs.union and member.offset + member.bits <= theirs.size * 8) or any(
-        is_reserve(other) and other.offset <= member.offset and member.offset + member.bits <= other.offset + other.bits
-        for other in theirs.named()
-    )
+def compile_with_types(made: Path, *sources: Path, flags: Sequence[str] = ()) -> None:
+    """Compile with debugging information; linked, because a reader of objects would have to relocate them first."""
+    build.run([*build.compiler(), "-std=gnu11", "-w", "-O0", "-g", "-gdwarf-4", "-fPIC", "-shared",
+               *flags, *map(str, sources), "-o", str(made)])  # fmt: skip

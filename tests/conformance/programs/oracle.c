@@ -7,9 +7,9 @@
  *				of cuGetProcAddress answer
  *	oracle names FILE	a name a line: what dlsym finds in that library
  *	oracle calls FILE INIT	a name a line: what the function returns for
- *				several kinds of arguments; each call in a
- *				process of its own, because it may end there.
- *				INIT is called first, "-" for nothing
+ *				several kinds of arguments, in processes that
+ *				may end there.  INIT is called first, "-" for
+ *				nothing
  *
  * A function is named by the file that it is in and its symbol there.
  */
@@ -125,15 +125,16 @@ typedef int (*any_function)(void *, void *, void *, void *, void *, void *, void
 
 /* A place in low memory is a valid pointer, and read as a size it is one that
  * the tenant may have, or one that it may not. */
-static const uintptr_t kinds[] = {0, 1 << 20, 512 << 20};
-#define KINDS ((int)(sizeof(kinds) / sizeof(kinds[0])))
+#define KINDS 3
+#define PLACE (1 << 16)
+static const uintptr_t kinds[KINDS] = {0, 1 << 20, 512 << 20};
 
 static void make_places(void)
 {
 	for (int kind = 1; kind < KINDS; kind++) {
 		void *wanted = (void *)kinds[kind];
 
-		if (mmap(wanted, 1 << 16, PROT_READ | PROT_WRITE,
+		if (mmap(wanted, PLACE, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != wanted) {
 			fprintf(stderr, "oracle: no memory at %p\n", wanted);
 			exit(1);
@@ -145,53 +146,80 @@ static int call(void *function, int kind)
 {
 	void *a = (void *)kinds[kind];
 
+	if (a)
+		memset(a, 0, PLACE);
 	return ((any_function)function)(a, a, a, a, a, a, a, a, a, a, a, a, a, a);
 }
 
-static void print_end_of(void *function, void *init, int kind)
+/* What each call came to: its code, or CRASHED and the signal. */
+#define MOST 512
+#define CRASHED (1 << 30)
+
+static void call_from(int first, int count, void **functions, void *init, int kind, int to)
 {
-	int ends[2], status, code = 0;
-	pid_t child;
+	static const struct rlimit no_core;
 
-	if (pipe(ends))
-		exit(1);
-	fflush(stdout);
-	child = fork();
-	if (!child) {
-		static const struct rlimit no_core;
+	setrlimit(RLIMIT_CORE, &no_core);
+	alarm(60);
+	if (init)
+		((int (*)(unsigned int))init)(0);
+	for (int i = first; i < count; i++) {
+		int code = functions[i] ? call(functions[i], kind) : 0;
 
-		setrlimit(RLIMIT_CORE, &no_core);
-		alarm(30);
-		if (init)
-			((int (*)(unsigned int))init)(0);
-		code = call(function, kind);
-		_exit(write(ends[1], &code, sizeof(code)) != sizeof(code));
+		if (write(to, &code, sizeof(code)) != sizeof(code))
+			_exit(1);
 	}
-	close(ends[1]);
-	if (read(ends[0], &code, sizeof(code)) != sizeof(code))
-		code = -1;
-	close(ends[0]);
-	if (waitpid(child, &status, 0) != child)
-		exit(1);
-	if (WIFSIGNALED(status))
-		printf(" signal-%d", WTERMSIG(status));
-	else
-		printf(" %d", code);
+	_exit(0);
+}
+
+/* A child makes the calls; where it ends, the next one goes on behind that. */
+static void call_all(int count, void **functions, void *init, int kind, int *codes)
+{
+	for (int i = 0; i < count; i++) {
+		int ends[2], status;
+		pid_t child;
+
+		if (pipe(ends))
+			exit(1);
+		child = fork();
+		if (!child)
+			call_from(i, count, functions, init, kind, ends[1]);
+		close(ends[1]);
+		while (read(ends[0], &codes[i], sizeof(*codes)) == sizeof(*codes))
+			i++;
+		close(ends[0]);
+		if (waitpid(child, &status, 0) != child)
+			exit(1);
+		if (i < count)
+			codes[i] = CRASHED + (WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+	}
 }
 
 static void ask_calls(const char *file, const char *init)
 {
+	static char names[MOST][128];
+	static void *functions[MOST];
+	static int codes[KINDS][MOST + 1];
 	void *driver = need(dlopen(file, RTLD_NOW), file);
 	void *start = strcmp(init, "-") ? need(dlsym(driver, init), init) : NULL;
-	char name[128];
+	int count = 0;
 
 	make_places();
-	while (next_name(name, sizeof(name))) {
-		void *function = dlsym(driver, name);
-
-		printf("%s", name);
-		for (int kind = 0; function && kind < KINDS; kind++)
-			print_end_of(function, start, kind);
+	for (; count < MOST && next_name(names[count], sizeof(*names)); count++)
+		functions[count] = dlsym(driver, names[count]);
+	if (count == MOST) {
+		fprintf(stderr, "oracle: too many names\n");
+		exit(1);
+	}
+	for (int kind = 0; kind < KINDS; kind++)
+		call_all(count, functions, start, kind, codes[kind]);
+	for (int i = 0; i < count; i++) {
+		printf("%s", names[i]);
+		for (int kind = 0; functions[i] && kind < KINDS; kind++)
+			if (codes[kind][i] >= CRASHED)
+				printf(" signal-%d", codes[kind][i] - CRASHED);
+			else
+				printf(" %d", codes[kind][i]);
 		printf("\n");
 	}
 }
