@@ -80,6 +80,8 @@ typedef struct CUkern_st *CUkernel;
 typedef struct CUgraph_st *CUgraph;
 typedef struct CUgraphNode_st *CUgraphNode;
 typedef struct CUgraphExec_st *CUgraphExec;
+typedef struct CUgreenCtx_st *CUgreenCtx;
+typedef struct CUdevResourceDesc_st *CUdevResourceDesc;
 
 typedef struct CUuuid_st {
 	char bytes[16];
@@ -159,7 +161,11 @@ typedef enum {
 /* A context for some multiprocessors only, and one that shares with graphics. */
 typedef struct CUexecAffinityParam_st {
 	unsigned int type;
-	unsigned int smCount;
+	union {
+		struct {
+			unsigned int val;
+		} smCount;
+	} param;
 } CUexecAffinityParam;
 
 typedef struct CUctxCigParam_st {
@@ -217,6 +223,11 @@ CUresult cuCtxCreate_v3(CUcontext *context, CUexecAffinityParam *affinity, int c
 			unsigned int flags, CUdevice device);
 CUresult cuCtxCreate_v4(CUcontext *context, CUctxCreateParams *parameters, unsigned int flags,
 			CUdevice device);
+CUresult cuGLCtxCreate(CUcontext *context, unsigned int flags, CUdevice device);
+CUresult cuGLCtxCreate_v2(CUcontext *context, unsigned int flags, CUdevice device);
+CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc resources, CUdevice device,
+			  unsigned int flags);
+CUresult cuGreenCtxDestroy(CUgreenCtx green);
 CUresult cuCtxDestroy(CUcontext context);
 CUresult cuCtxDestroy_v2(CUcontext context);
 CUresult cuCtxDetach(CUcontext context);

@@ -60,7 +60,7 @@ typedef enum {
 #define NVML_PROCESSES_UTILIZATION_INFO_V1 0x01000018
 #define NVML_TEMPERATURE_V1 0x0100000c
 #define NVML_PCI_INFO_EXT_V1 0x01000040
-#define NVML_UUID_V1 0x01000034
+#define nvmlUUID_v1 0x01000034
 
 /* In place of a number that the driver does not know (64-bit and 32-bit). */
 #define NVML_NO_BYTES 0xffffffffffffffff
@@ -211,8 +211,8 @@ typedef struct { /* 64 */
 	char busId[32];
 } nvmlPciInfoExt_v1_t;
 
-#define NVML_UUID_ASCII 1
-#define NVML_UUID_BINARY 2
+#define NVML_UUID_TYPE_ASCII 1
+#define NVML_UUID_TYPE_BINARY 2
 
 typedef union { /* 41 */
 	char str[41];

@@ -72,6 +72,10 @@ BEGIN(cuCtxCreate_v3, undo_create, 0,
 BEGIN(cuCtxCreate_v4, undo_create, 0,
       (CUcontext * context, CUctxCreateParams *parameters, unsigned int flags, CUdevice device),
       (context, parameters, flags, device))
+BEGIN(cuGLCtxCreate, undo_create, 0, (CUcontext * context, unsigned int flags, CUdevice device),
+      (context, flags, device))
+BEGIN(cuGLCtxCreate_v2, undo_create, 0, (CUcontext * context, unsigned int flags, CUdevice device),
+      (context, flags, device))
 /* Each use of a primary context is counted; it takes memory with the first. */
 BEGIN(cuDevicePrimaryCtxRetain, undo_retain, primary_is_active(driver, device),
       (CUcontext * context, CUdevice device), (context, device))
@@ -194,4 +198,56 @@ CUresult cuDevicePrimaryCtxReset(CUdevice device)
 CUresult cuDevicePrimaryCtxReset_v2(CUdevice device)
 {
 	return end_of_primary(vgpu_driver(LIBRARY_CUDA)->real.cuDevicePrimaryCtxReset_v2, device);
+}
+
+/* ---- green contexts --------------------------------------------------------------------- */
+
+/* Each uses its device's primary context, and may be the first to do so. */
+CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc resources, CUdevice device,
+			  unsigned int flags)
+{
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	struct overhead overhead;
+	CUcontext context;
+	CUresult rc, answer;
+
+	if (!green || !vgpu_tenant()->ledger || primary_is_active(driver, device))
+		return driver->real.cuGreenCtxCreate(green, resources, device, flags);
+	rc = vgpu_context_begin(&overhead, driver, device);
+	if (rc)
+		return rc;
+	rc = driver->real.cuGreenCtxCreate(green, resources, device, flags);
+	context = rc ? NULL : primary_context(driver, device);
+	/* One that left the primary context alone has taken nothing. */
+	answer = vgpu_context_begun(&overhead, rc || context ? rc : CUDA_ERROR_NOT_FOUND, &context);
+	if (!rc && !context)
+		return rc;
+	if (answer && !rc)
+		driver->real.cuGreenCtxDestroy(*green);
+	return answer;
+}
+
+/* ... and the last. */
+CUresult cuGreenCtxDestroy(CUgreenCtx green)
+{
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	struct process *process = vgpu_accounted();
+	CUcontext primaries[VGPU_MAX_SLICES] = {NULL};
+	CUresult rc;
+
+	for (int slice = 0; process && slice < VGPU_MAX_SLICES; slice++) {
+		CUdevice device = vgpu_device_of_slice(process, slice);
+
+		if (device >= 0 && __atomic_load_n(&process->contexts[slice], __ATOMIC_RELAXED))
+			primaries[slice] = primary_context(driver, device);
+	}
+	rc = driver->real.cuGreenCtxDestroy(green);
+	for (int slice = 0; !rc && slice < VGPU_MAX_SLICES; slice++) {
+		if (!primaries[slice] ||
+		    primary_is_active(driver, vgpu_device_of_slice(process, slice)))
+			continue;
+		vgpu_markers_forget(process, primaries[slice]);
+		refund_context(driver, process, primaries[slice]);
+	}
+	return rc;
 }

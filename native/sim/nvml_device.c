@@ -136,11 +136,11 @@ nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *de
 		return NVML_ERROR_UNINITIALIZED;
 	if (!uuid || !device)
 		return NVML_ERROR_INVALID_ARGUMENT;
-	if (uuid->version != NVML_UUID_V1)
+	if (uuid->version != nvmlUUID_v1)
 		return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-	if (uuid->type == NVML_UUID_ASCII)
+	if (uuid->type == NVML_UUID_TYPE_ASCII)
 		memcpy(text, uuid->value.str, sizeof(text));
-	else if (uuid->type == NVML_UUID_BINARY)
+	else if (uuid->type == NVML_UUID_TYPE_BINARY)
 		nvml_uuid_text(uuid->value.bytes, text);
 	else
 		return NVML_ERROR_INVALID_ARGUMENT;

@@ -34,7 +34,7 @@ _Static_assert(sizeof(nvmlPciInfo_v2_t) == 36, "nvmlPciInfo_v2_t");
 _Static_assert(sizeof(nvmlPciInfo_t) == 68, "nvmlPciInfo_t");
 _Static_assert(sizeof(nvmlPciInfoExt_v1_t) == (NVML_PCI_INFO_EXT_V1 & 0xffffff),
 	       "nvmlPciInfoExt_v1_t");
-_Static_assert(sizeof(nvmlUUID_t) == (NVML_UUID_V1 & 0xffffff), "nvmlUUID_t");
+_Static_assert(sizeof(nvmlUUID_t) == (nvmlUUID_v1 & 0xffffff), "nvmlUUID_t");
 _Static_assert(sizeof(nvmlTemperature_v1_t) == (NVML_TEMPERATURE_V1 & 0xffffff),
 	       "nvmlTemperature_v1_t");
 _Static_assert(sizeof(nvmlEventData_t) == 32, "nvmlEventData_t");

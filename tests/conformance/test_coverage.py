@@ -30,61 +30,6 @@ TABLES = {"cuda": build.SIM / "cuda_exports.def", "nvml": build.SIM / "nvml_expo
 FILES = {"cuda": "libcuda.so.1", "nvml": "libnvidia-ml.so.1"}
 NAMES = {"cuda": r"cu(?:[A-Z]|dbg)\w*", "nvml": r"nvml[A-Z]\w*"}
 
-PLANNED: dict[str, list[str]] = {
-    # Functions that will be intercepted and are not yet. A pattern goes when its last function has come.
-    "cuda": [
-        "cuMem(Alloc|AllocPitch|Free|GetInfo)",
-        "cuDeviceTotalMem",
-        "cuMemAllocFromPoolAsync(_ptsz)?",
-        "cuMemPool(Create|Destroy|TrimTo|SetAttribute)",
-        "cu(Device|Mem)SetMemPool",
-        "cuMem(Create|Release|RetainAllocationHandle|Map|Unmap)",
-        "cuMemMapArrayAsync(_ptsz)?",
-        "cuMem(ExportTo|ImportFrom)ShareableHandle",
-        "cuMulticast(Create|Unbind)",
-        "cuMulticastBind(Mem|Addr)(_v2)?",
-        "cuArray(3D)?Create(_v2)?",
-        "cu(Array|MipmappedArray)Destroy",
-        "cuMipmappedArrayCreate",
-        "cu(Import|Destroy)ExternalMemory",
-        "cuIpcOpenMemHandle(_v2)?",
-        "cuIpcCloseMemHandle",
-        "cuMemAllocHost(_v2)?",
-        "cuMem(HostAlloc|FreeHost|HostUnregister)",
-        "cuMemHostRegister(_v2)?",
-        "cuCtxCreate(_v2|_v3|_v4)?",
-        "cuDevicePrimaryCtxRetain",
-        "cuModuleLoad(Data|DataEx|FatBinary)?",
-        "cuLibraryLoad(Data|FromFile)",
-        "cu(Module|Library)Unload",
-        "cuCtxSetLimit",
-        "cuStream(Synchronize|Query)(_ptsz)?",
-        "cuCtxSynchronize",
-        "cuEvent(Synchronize|Query)",
-        "cuGraphInstantiate(_v2|WithFlags|WithParams|WithParams_ptsz)?",
-        "cuGraph(Upload|Launch)(_ptsz)?",
-        "cuGraphExecDestroy",
-        "cuDeviceGraphMemTrim",
-        # A green context retains the primary context of its device, and so may be what makes it.
-        "cuGreenCtx(Create|Destroy)",
-        # These make a context as cuCtxCreate does.
-        "cu(GL|VDPAU)CtxCreate(_v2)?",
-        # Binding keeps memory alive, as with multicast objects.
-        "cuLogicalEndpoint(BindMem|BindAddr|Unbind)",
-        # Since 13.0 the same as cuCtxSynchronize, for a context that is named.
-        "cuCtxSynchronize_v2",
-    ],
-    "nvml": [
-        "nvmlDeviceGetCount(_v2)?",
-        "nvmlDeviceGetHandleBy(Index|PciBusId)(_v2)?",
-        "nvmlDeviceGetHandleBy(Serial|UUID|UUIDV)",
-        "nvmlDeviceGet(Graphics|MPSCompute)RunningProcesses(_v2|_v3)?",
-        "nvmlDeviceGetRunningProcessDetailList",
-        "nvmlDeviceGetProcess(Utilization|esUtilizationInfo)",
-        "nvmlDeviceGetBAR1MemoryInfo",
-    ],
-}
-
 INTERCEPTED = {row.symbol for row in intercepts()}
 
 
@@ -117,17 +62,12 @@ def table() -> list[Passed]:
 PASSED = table()
 
 
-def is_planned(library: str, name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in PLANNED[library])
-
-
 def unjudged(library: str, names: Iterable[str]) -> list[str]:
     """Those that nobody has judged, what may allocate first."""
     left = [
         name
         for name in names
         if name not in INTERCEPTED
-        and not is_planned(library, name)
         and not any(row.holds(name) for row in PASSED if row.library == library)
     ]
     return [name + " (may take memory)" for name in sorted(left) if WORDS.search(name)] + [
@@ -201,7 +141,6 @@ def test_a_function_is_judged_once() -> None:
         for name in build.simulated(TABLES[library]):
             verdicts = [row.pattern for row in PASSED if row.library == library and row.holds(name)]
             verdicts += ["intercepts.def"] if name in INTERCEPTED else []
-            verdicts += ["planned"] if is_planned(library, name) and name not in INTERCEPTED else []
             if len(verdicts) != 1:
                 twice.append(f"{name}: {', '.join(verdicts)}")
     assert twice == []
@@ -218,14 +157,3 @@ def test_what_is_passed_has_a_reason_and_exists(headers: dict[Release, Path], re
 
 def test_only_families_of_nvml_have_wildcards() -> None:
     assert [row.pattern for row in PASSED if row.library == "cuda" and WILDCARD.search(row.pattern)] == []
-
-
-@pytest.mark.parametrize("library", NAMES)
-def test_what_is_planned_has_not_come_yet(library: str) -> None:
-    names = build.simulated(TABLES[library])
-    come = [
-        pattern
-        for pattern in PLANNED[library]
-        if not any(re.fullmatch(pattern, name) and name not in INTERCEPTED for name in names)
-    ]
-    assert come == [], "these are intercepted now: take them out of PLANNED"

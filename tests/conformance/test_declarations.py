@@ -55,8 +55,6 @@ TYPES_THAT_GREW = {"CUDA_KERNEL_NODE_PARAMS": FIRST_FIELDS}
 PROTOTYPES_APART = {"nvmlDeviceGetPciInfo": OLD_PCI, "nvmlDeviceGetPciInfo_v2": OLD_PCI}
 BODIES_APART = {
     **PROTOTYPES_APART,
-    "cuCtxCreate_v3": NOT_LOOKED_AT,
-    "cuCtxCreate_v4": NOT_LOOKED_AT,
     "cuStreamGetCtx_v2": NOT_LOOKED_AT,
     "cuStreamGetCtx_v2_ptsz": NOT_LOOKED_AT,
     "cuGraphAddKernelNode": FIRST_FIELDS,
@@ -65,8 +63,8 @@ BODIES_APART = {
     "cuGraphExecKernelNodeSetParams": FIRST_FIELDS,
 }
 
-UNDECLARED = {"nvmlInternalGetExportTable"}
-"""Functions that drivers export and no header declares."""
+UNDECLARED = {"nvmlInternalGetExportTable", "cuGLCtxCreate", "cuGLCtxCreate_v2"}
+"""Functions that drivers export and no header declares, or one that needs another vendor's headers."""
 
 NAMED_OTHERWISE = {
     "CU_STREAM_LEGACY_VALUE": "CU_STREAM_LEGACY",
