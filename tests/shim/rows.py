@@ -25,7 +25,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ DEVICE = 1
 
 KIND_OF_VERB = {"REFUSE": "refuses", "SETTLE": "settles", "REWRITE": "shows", "DELAY": "delays"}
 
-PIECES = ("rows_cuda", "rows_memory", "rows_nvml")
+PIECES = ("rows_cuda", "rows_memory", "rows_blocks", "rows_nvml")
 """The modules that hold the entries."""
 
 
@@ -48,18 +49,22 @@ class Entry:
     kind: str
     run: Callable[[], Any]
     why: str
+    alone: bool
+    """It must be the first of its process that uses the device; what fills the quota is another process."""
 
 
 ENTRIES: dict[str, Entry] = {}
 
 
-def entry(kind: str, *symbols: str, why: str = "") -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
+def entry(
+    kind: str, *symbols: str, why: str = "", alone: bool = False
+) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
     """Enter a function, which is given the symbol, as the call of these lines."""
 
-    def enter(run: Callable[[str], Any]) -> Callable[[str], Any]:
+    def enter(run: Run) -> Run:
         for symbol in symbols:
             assert symbol not in ENTRIES, f"{symbol} has two entries"
-            ENTRIES[symbol] = Entry(kind, functools.partial(run, symbol), why)
+            ENTRIES[symbol] = Entry(kind, functools.partial(run, symbol), why, alone)
         return run
 
     return enter
@@ -147,6 +152,11 @@ def new(kind: str, value: Any = None) -> Any:
     return declarations().new(kind) if value is None else declarations().new(kind, value)
 
 
+def twins(*symbols: str) -> list[str]:
+    """Functions and those for a default stream per thread."""
+    return [name for symbol in symbols for name in (symbol, f"{symbol}_ptsz")]
+
+
 def null() -> Any:
     return declarations().NULL
 
@@ -196,13 +206,37 @@ def fill(room: int) -> None:
 # ---- running --------------------------------------------------------------------------------------------------
 
 
-def outcome(symbol: str, room: int) -> dict[str, Any]:
-    """Run an entry, after filling the device up to ``room`` if that is not 0."""
-    if room:
+@contextmanager
+def filled(room: int, apart: bool) -> Iterator[None]:
+    """So many bytes are allocated by this process, or by one that ends with the context."""
+    if not apart:
         up()
         fill(room)
         called.clear()
-    answer = ENTRIES[symbol].run()
+        yield
+        return
+    ready, done = os.pipe(), os.pipe()
+    if not os.fork():
+        os.close(done[1])
+        up()
+        fill(room)
+        os.write(ready[1], b"!")
+        os.read(done[0], 1)
+        os._exit(0)
+    os.close(ready[1])
+    assert os.read(ready[0], 1), "what fills the device has failed"
+    try:
+        yield
+    finally:
+        os.close(done[1])
+        os.wait()
+
+
+def outcome(symbol: str, room: int) -> dict[str, Any]:
+    """Run an entry, after filling the device up to ``room`` if that is not 0."""
+    one = ENTRIES[symbol]
+    with filled(room, one.alone) if room else nullcontext():
+        answer = one.run()
     library = nvml if symbol.startswith("nvml") else cuda
     return {"answer": answer, "called": symbol in called, "owner": library.owner(symbol)}
 
