@@ -56,9 +56,10 @@ class Entry:
 ENTRIES: dict[str, Entry] = {}
 
 
-def entry(
-    kind: str, *symbols: str, why: str = "", alone: bool = False
-) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
+Run = Callable[[str], Any]
+
+
+def entry(kind: str, *symbols: str, why: str = "", alone: bool = False) -> Callable[[Run], Run]:
     """Enter a function, which is given the symbol, as the call of these lines."""
 
     def enter(run: Run) -> Run:
