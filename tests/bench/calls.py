@@ -4,39 +4,55 @@ One worker process for each set-up (bare driver, a tenant with a memory quota, a
 limit as well) runs the same program and waits. Batches are asked of them in turn, forwards and then
 backwards, so that a machine that gets slower for a while slows all of them alike. A batch gives
 nanoseconds per call; what is reported is the median of the batches and, for the added cost, the median of
-the differences within one round, with the 10th and 90th percentile as spread.
+the differences within one round with its 95 % confidence interval (`figures`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import statistics
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.figures import Row, compare
+
 BARE = "bare"
-OPERATIONS: Mapping[str, int] = {"launch": 20_000, "alloc+free": 20_000, "meminfo": 20_000, "pass-through": 50_000}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One operation under one set-up; all in nanoseconds for each call."""
+class Operation:
+    """What a batch does: so many calls, by so many threads, while so many small allocations live."""
 
-    operation: str
-    setup: str
-    bare_ns: float
-    ns: float
-    added_ns: float
-    added_p10_ns: float
-    added_p90_ns: float
-    batches: int
+    call: str
+    count: int
+    gate_ns: float | None = None
+    """At most this may be added to a call."""
+    threads: int = 1
+    live: int = 0
+    is_whole: bool = False
+    """The gate is for the whole call, not for what is added: the driver does not come into it."""
 
     @property
-    def ratio(self) -> float:
-        """Time with us in units of the time without."""
-        return self.ns / self.bare_ns
+    def name(self) -> str:
+        more = [f"{self.threads} threads"] if self.threads > 1 else []
+        more += [f"{self.live:,} live"] if self.live else []
+        return ", ".join([self.call, *more])
+
+
+PAIR_NS, INFO_NS, REFUSAL_NS = 120, 20, 100
+
+OPERATIONS = (
+    Operation("launch", 20_000),
+    Operation("alloc+free", 20_000, PAIR_NS),
+    Operation("alloc+free", 240_000, PAIR_NS, threads=8),
+    Operation("alloc+free", 20_000, PAIR_NS, live=100_000),
+    Operation("alloc+free", 240_000, PAIR_NS, threads=8, live=100_000),
+    Operation("refusal", 20_000, REFUSAL_NS, is_whole=True),
+    Operation("meminfo", 20_000, INFO_NS),
+    Operation("pass-through", 50_000),
+)
 
 
 class Worker:
@@ -56,12 +72,13 @@ class Worker:
             raise RuntimeError(f"the timing program ended with {self._process.wait()}")
         return line
 
-    def time(self, operation: str, count: int) -> float:
-        """Nanoseconds for each call, over one batch."""
+    def time(self, operation: Operation) -> float:
+        """Nanoseconds for each call, over one batch, of a thread that has a processor."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{operation} {count}\n")
+        self._process.stdin.write(f"{operation.call} {operation.count} {operation.threads} {operation.live}\n")
         self._process.stdin.flush()
-        return int(self._answer()) / count
+        at_once = min(operation.threads, os.cpu_count() or 1)
+        return int(self._answer()) * at_once / operation.count
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -86,35 +103,20 @@ def workers(
             worker.close()
 
 
-def percentile(values: Sequence[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
 def measure(running: Mapping[str, Worker], batches: int) -> list[Row]:
     """Every operation under every set-up but the bare one, against the bare one."""
     order = list(running)
     rows = []
-    for operation, count in OPERATIONS.items():
+    for operation in OPERATIONS:
         times: dict[str, list[float]] = {name: [] for name in order}
         for name in order:
-            running[name].time(operation, count)  # not counted: pages, caches, estimates
+            running[name].time(operation)  # not counted: pages, caches, estimates
         for batch in range(batches):
             for name in order if batch % 2 == 0 else reversed(order):
-                times[name].append(running[name].time(operation, count))
-        for name in order:
-            if name == BARE:
-                continue
-            added = [ours - bare for ours, bare in zip(times[name], times[BARE], strict=True)]
-            rows.append(
-                Row(
-                    operation,
-                    name,
-                    statistics.median(times[BARE]),
-                    statistics.median(times[name]),
-                    statistics.median(added),
-                    percentile(added, 10),
-                    percentile(added, 90),
-                    batches,
-                )
-            )
+                times[name].append(running[name].time(operation))
+        rows += [
+            compare(operation.name, name, times[BARE], times[name], operation.gate_ns, operation.is_whole)
+            for name in order
+            if name != BARE
+        ]
     return rows

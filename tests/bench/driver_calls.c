@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Times driver calls on request: a line "NAME COUNT" on stdin is answered by the
- * nanoseconds that COUNT calls took.  The same program runs with the shim and
- * without, side by side, so that a difference is the shim's and not the hour's.
+ * Times driver calls on request: a line "NAME COUNT THREADS LIVE" on stdin is
+ * answered by the nanoseconds from the first call to the last, of COUNT calls by
+ * so many threads while so many small allocations live.  The same program runs
+ * with the shim and without, side by side, so that a difference is the shim's
+ * and not the hour's.
  *
  * It finds the driver as the CUDA runtime does: dlopen, then dlsym.
  */
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,9 +43,14 @@ static struct {
 } cuda;
 
 static CUfunction kernel;
+static CUcontext context;
 
 /* Drivers cut small allocations out of a large block. */
 #define SMALL 4096
+/* No device has it. */
+#define TOO_MUCH ((size_t)1 << 45)
+#define MOST_LIVE 1000000
+#define MOST_THREADS 64
 
 static void *find(void *library, const char *name)
 {
@@ -89,6 +97,15 @@ static void pairs(long count)
 	}
 }
 
+static void refusals(long count)
+{
+	CUdeviceptr pointer;
+
+	for (long i = 0; i < count; i++)
+		if (cuda.cuMemAlloc_v2(&pointer, TOO_MUCH) != CUDA_ERROR_OUT_OF_MEMORY)
+			check(CUDA_ERROR_UNKNOWN, "an allocation that is too large");
+}
+
 static void infos(long count)
 {
 	size_t free, total;
@@ -109,35 +126,89 @@ static const struct {
 	const char *name;
 	void (*run)(long count);
 } operations[] = {
-	{"launch", launches},
-	{"alloc+free", pairs},
-	{"meminfo", infos},
-	{"pass-through", passes},
+	{"launch", launches}, {"alloc+free", pairs},    {"refusal", refusals},
+	{"meminfo", infos},   {"pass-through", passes},
 };
+
+/* ---- a batch -------------------------------------------------------------------------- */
+
+static CUdeviceptr live[MOST_LIVE];
+static long lives;
+
+static void keep_alive(long wanted)
+{
+	for (; lives < wanted && lives < MOST_LIVE; lives++)
+		CHECK(cuda.cuMemAlloc_v2(&live[lives], SMALL));
+	while (lives > wanted)
+		CHECK(cuda.cuMemFree_v2(live[--lives]));
+}
+
+struct batch {
+	void (*run)(long count);
+	long count; /* for each thread */
+	pthread_barrier_t gate;
+};
+
+static void *work(void *argument)
+{
+	struct batch *batch = argument;
+
+	CHECK(cuda.cuCtxSetCurrent(context));
+	pthread_barrier_wait(&batch->gate);
+	batch->run(batch->count);
+	return NULL;
+}
+
+static uint64_t time_threads(struct batch *batch, int threads)
+{
+	pthread_t thread[MOST_THREADS];
+	uint64_t start;
+
+	pthread_barrier_init(&batch->gate, NULL, (unsigned int)threads + 1);
+	for (int i = 0; i < threads; i++)
+		if (pthread_create(&thread[i], NULL, work, batch))
+			check(CUDA_ERROR_UNKNOWN, "a thread");
+	pthread_barrier_wait(&batch->gate);
+	start = now_ns();
+	for (int i = 0; i < threads; i++)
+		pthread_join(thread[i], NULL);
+	pthread_barrier_destroy(&batch->gate);
+	return now_ns() - start;
+}
+
+static uint64_t time_here(const struct batch *batch)
+{
+	uint64_t start = now_ns();
+
+	batch->run(batch->count);
+	return now_ns() - start;
+}
 
 static void serve(void)
 {
+	long count, threads, alive;
 	char name[32];
-	long count;
 
-	while (scanf("%31s %ld", name, &count) == 2)
-		for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++)
-			if (!strcmp(name, operations[i].name)) {
-				uint64_t start = now_ns();
+	while (scanf("%31s %ld %ld %ld", name, &count, &threads, &alive) == 4)
+		for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++) {
+			struct batch batch = {.run = operations[i].run, .count = count / threads};
 
-				operations[i].run(count);
-				printf("%llu\n", (unsigned long long)(now_ns() - start));
-				fflush(stdout);
-				/* What the batch has queued must not be the next one's. */
-				CHECK(cuda.cuCtxSynchronize());
-			}
+			if (strcmp(name, operations[i].name) || threads > MOST_THREADS)
+				continue;
+			keep_alive(alive);
+			printf("%llu\n",
+			       (unsigned long long)(threads > 1 ? time_threads(&batch, (int)threads)
+								: time_here(&batch)));
+			fflush(stdout);
+			/* What the batch has queued must not be the next one's. */
+			CHECK(cuda.cuCtxSynchronize());
+		}
 }
 
 int main(void)
 {
 	void *driver = dlopen("libcuda.so.1", RTLD_NOW);
 	CUdevice device;
-	CUcontext context;
 	CUmodule module;
 	CUdeviceptr held;
 
