@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import vgpu_shim
-from tools.tenants import GIB, MIB, Driver, Tenant, intercepts
+from tools.tenants import GIB, MIB, PROGRAMS, Driver, Tenant, compile_c, intercepts
 
 Make = Callable[..., Tenant]
 
@@ -95,6 +96,26 @@ pointer("cuMemAllocManaged", 6000)
 answer(before + found())
 """
     assert Tenant(stray).ask(script) == [None] * 4
+
+
+DOORS = ("dlsym", "RTLD_DEFAULT", "RTLD_NEXT", "whole-program", "cuGetProcAddress", "cuGetProcAddress_v2")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_has_what_the_driver_has_and_no_more(stray: Driver, tmp_path: Path, door: str) -> None:
+    """Programs choose what they do by which names exist."""
+    lookup = compile_c(tmp_path / "lookup", PROGRAMS / "lookup.c",
+                       flags=["-O1"], link=["-Wl,--no-as-needed", f"-L{tmp_path / 'stray_driver'}",
+                                            "-l:libcuda.so.1", "-ldl"])  # fmt: skip
+    found = []
+    for tenant in (Tenant(stray, preload=""), Tenant(stray)):
+        lines = (line.split() for line in tenant.run(lookup, door).splitlines())
+        found.append({symbol: owner for symbol, owner in lines if owner != "-"})
+    bare, ours = found
+    assert set(ours) == set(bare)
+    assert set(ours.values()) <= {"libvgpu.so"}
+    # It has but one of the two resolvers.
+    assert bool(ours) == (door != "cuGetProcAddress")
 
 
 def test_the_drivers_pointers_are_its_exports(bare: Tenant) -> None:
