@@ -3,18 +3,13 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Callable
 
+from tools.nvml import ask
 from tools.tenants import Driver, Tenant
 
 Make = Callable[..., Tenant]
-
-
-def ask(tenant: Tenant, script: str, **more: str) -> object:
-    """Run a script that may use the face of NVML."""
-    return tenant.ask("from nvml_client import *\n" + textwrap.dedent(script), **more)
 
 
 MEMORY = """
