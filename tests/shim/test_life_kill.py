@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGKILL after any instruction of the shim, by single steps: the others of the tenant find all that it held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tools.tenants import Driver, Tenant
+
+# How many kills: an operation executes some hundred instructions in the shim. The first allocation looks through
+# all rows of the ledger, which takes long in single steps.
+KILLS = {
+    "alloc": 240,
+    "free": 240,
+    "managed": 80,
+    "pitch": 80,
+    "async": 80,
+    "free-async": 80,
+    "first-alloc": 20,
+}
+
+
+@pytest.mark.parametrize("operation", KILLS)
+def test_what_a_process_held_that_is_killed_at_any_instruction_can_be_had_by_the_others(
+    make_tenant: Callable[..., Tenant],
+    program: Callable[[str], Path],
+    driver: Driver,
+    quota: int,
+    operation: str,
+) -> None:
+    tenant, kills = make_tenant(quota), KILLS[operation]
+    if not driver.machine:
+        kills = 10  # to start a process on a real GPU takes a second
+    done, left = map(int, tenant.run(program("killed"), operation, str(kills), str(quota)).split())
+    assert done == kills
+    assert left > 0, "nothing was ever left to be taken back: this test has proved nothing"
