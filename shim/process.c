@@ -162,12 +162,16 @@ int vgpu_process_sweep(const struct tenant *tenant, struct process *process, uin
 {
 	uint64_t now = vgpu_coarse_now_ns();
 	uint64_t last = __atomic_load_n(&process->swept_ns, __ATOMIC_RELAXED);
+	int cancel;
 
 	if ((last && now - last < period_ns) ||
 	    !__atomic_compare_exchange_n(&process->swept_ns, &last, now, 0, __ATOMIC_RELAXED,
 					 __ATOMIC_RELAXED))
 		return 0;
+	/* A thread cancelled in there would keep the right to sweep. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	identify(process);
 	vgpu_sweep(tenant->ledger, process->owner, process->image, vgpu_process_is_gone);
+	pthread_setcancelstate(cancel, NULL);
 	return 1;
 }

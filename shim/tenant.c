@@ -5,7 +5,9 @@
  *
  *	no tenant named			everything passes
  *	named, but its files cannot
- *	be used				fail closed, say why once, end nothing
+ *	be used				fail closed, say why once, end nothing;
+ *					for want of a descriptor or of memory: look
+ *					again at the next call
  *
  * A container's tenant is at a fixed place that no environment can override;
  * elsewhere VGPU_TENANT names its directory.  Both files are mapped, so that a
@@ -153,6 +155,28 @@ static void complain(const char *directory, const char *path, const char *reason
 	vgpu_say(texts);
 }
 
+/* What may be over at the next call: that one looks again. */
+static int is_passing(const char *reason)
+{
+	return reason == open_error(EMFILE) || reason == open_error(ENOMEM);
+}
+
+/* Fail closed, for good or for this call. */
+static struct tenant *close_down(const char *directory, const char *path, const char *reason)
+{
+	static uint32_t has_complained;
+
+	if (is_passing(reason)) {
+		if (!__atomic_exchange_n(&has_complained, 1, __ATOMIC_RELAXED))
+			complain(directory, path, reason);
+		return &faulty;
+	}
+	if (__atomic_compare_exchange_n(&vgpu_the_tenant, &(struct tenant *){NULL}, &faulty, 0,
+					__ATOMIC_RELEASE, __ATOMIC_RELAXED))
+		complain(directory, path, reason);
+	return vgpu_the_tenant;
+}
+
 static struct tenant *publish(struct tenant *tenant)
 {
 	struct tenant *earlier = NULL;
@@ -205,11 +229,7 @@ struct tenant *vgpu_tenant_open(void)
 		munmap(grant, sizeof(*grant));
 	if (ledger)
 		munmap(ledger, sizeof(*ledger));
-	tenant = &faulty;
-	if (__atomic_compare_exchange_n(&vgpu_the_tenant, &(struct tenant *){NULL}, tenant, 0,
-					__ATOMIC_RELEASE, __ATOMIC_RELAXED))
-		complain(directory, path, reason);
-	return vgpu_the_tenant;
+	return close_down(directory, path, reason);
 }
 
 /* ---- what launches have to know ----------------------------------------------------- */
