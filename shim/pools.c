@@ -289,9 +289,10 @@ void vgpu_pool_used(struct pool *pool, uint64_t bytes)
 	__atomic_fetch_add(&pool->live, bytes, __ATOMIC_RELAXED);
 }
 
-void vgpu_pool_keeps(struct pool *pool, uint64_t bytes)
+void vgpu_pool_keeps(struct process *process, struct pool *pool, uint64_t bytes)
 {
 	__atomic_store_n(&pool->keeps, bytes, __ATOMIC_RELAXED);
+	mark_dirty(process);
 }
 
 /* All that is charged; the driver cannot be asked any more. */

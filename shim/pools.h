@@ -40,7 +40,7 @@ void vgpu_pool_used(struct pool *pool, uint64_t bytes);
 void vgpu_pool_freed(const struct tenant *tenant, struct process *process, struct pool *pool,
 		     uint64_t bytes);
 /* The program has set what the pool may keep when it is idle. */
-void vgpu_pool_keeps(struct pool *pool, uint64_t bytes);
+void vgpu_pool_keeps(struct process *process, struct pool *pool, uint64_t bytes);
 /* The handle is gone; the memory goes with the last allocation. */
 void vgpu_pool_closed(const struct tenant *tenant, struct process *process, struct pool *pool);
 

@@ -226,7 +226,7 @@ CUresult cuMemPoolSetAttribute(CUmemoryPool handle, CUmemPool_attribute attribut
 	if (!rc && process && attribute == CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) {
 		pool = pool_of_handle(driver, vgpu_tenant(), process, handle);
 		if (pool)
-			vgpu_pool_keeps(pool, *(const uint64_t *)value);
+			vgpu_pool_keeps(process, pool, *(const uint64_t *)value);
 	}
 	return rc;
 }

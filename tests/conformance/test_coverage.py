@@ -67,8 +67,7 @@ def unjudged(library: str, names: Iterable[str]) -> list[str]:
     left = [
         name
         for name in names
-        if name not in INTERCEPTED
-        and not any(row.holds(name) for row in PASSED if row.library == library)
+        if name not in INTERCEPTED and not any(row.holds(name) for row in PASSED if row.library == library)
     ]
     return [name + " (may take memory)" for name in sorted(left) if WORDS.search(name)] + [
         name for name in sorted(left) if not WORDS.search(name)

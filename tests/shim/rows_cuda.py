@@ -54,6 +54,24 @@ def retain(symbol: str) -> Any:
     return cuda.cuDevicePrimaryCtxRetain(new("CUcontext *"), DEVICE)
 
 
+@entry("answers", "cuGLCtxCreate", "cuGLCtxCreate_v2", why="the machine shows nothing on a screen")
+def create_for_opengl(symbol: str) -> Any:
+    check(cuda.cuInit(0))
+    return getattr(cuda, symbol)(new("CUcontext *"), 0, DEVICE)
+
+
+@entry("answers", "cuGreenCtxCreate", why="the machine has no green contexts")
+def create_green(symbol: str) -> Any:
+    check(cuda.cuInit(0))
+    return cuda.cuGreenCtxCreate(new("CUgreenCtx *"), null(), DEVICE, 1)
+
+
+@entry("answers", "cuGreenCtxDestroy", why="the machine has no green contexts")
+def destroy_green(symbol: str) -> Any:
+    up()
+    return cuda.cuGreenCtxDestroy(null())
+
+
 @entry("settles", "cuCtxDestroy", "cuCtxDestroy_v2", "cuCtxDetach")
 def end_of_a_context(symbol: str) -> Any:
     first, context = up(), new("CUcontext *")

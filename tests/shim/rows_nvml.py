@@ -205,7 +205,7 @@ def neighbours(symbol: str) -> Any:
 @entry("shows", "nvmlDeviceGetTopologyNearestGpus")
 def nearest(symbol: str) -> Any:
     found = new("unsigned int *")
-    return [nvml.nvmlDeviceGetTopologyNearestGpus(granted(), 50, found, null()), found[0]]
+    return [nvml.nvmlDeviceGetTopologyNearestGpus(granted(), 40, found, null()), found[0]]
 
 
 @entry("answers", "nvmlDeviceGetMigDeviceHandleByIndex", why="the machine has no MIG instances")
