@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 
 #include "cuda_array.h"
+#include "cuda_share.h"
 
 #define LEVEL_ALIGNMENT 512UL
 
@@ -67,6 +68,9 @@ void image_free(struct image *image)
 	if (image->sparse) {
 		munmap(image->memory, image->bytes);
 		sparse_free(image->sparse);
+	} else if (image->external) {
+		munmap(image->outside, image->outside_length);
+		external_release(image->external);
 	} else if (image->memory && find_allocation((uintptr_t)image->memory, &found)) {
 		heap_free(&found);
 	}

@@ -54,7 +54,10 @@ struct image {
 	size_t bytes;
 	size_t start[ARRAY_LEVELS]; /* of each level */
 	char *memory;
-	struct sparse *sparse; /* memory that the client brings, or NULL */
+	struct sparse *sparse;     /* memory that the client brings, or NULL */
+	struct external *external; /* memory of somebody else's, mapped whole, or NULL */
+	void *outside;
+	size_t outside_length;
 };
 
 struct array {

@@ -110,6 +110,7 @@ enum object_kind {
 	OBJECT_PHYSICAL,
 	OBJECT_ARRAY,
 	OBJECT_MIPMAP,
+	OBJECT_EXTERNAL,
 	OBJECT_GRAPH,
 	OBJECT_NODE,
 	OBJECT_EXEC,
@@ -157,9 +158,11 @@ struct range {
 	size_t wanted; /* what the client asked for */
 	uint64_t charged;
 	uint64_t id;
-	uint32_t shared;   /* among this process's shared things; 0: it is its own */
-	uint32_t opened;   /* how often, when it is imported */
-	struct heap *heap; /* for device memory */
+	uint32_t shared; /* among this process's shared things; 0: it is its own */
+	uint32_t opened; /* how often, when it is imported */
+	size_t skip;     /* where the client's part begins, when it is imported from a pool */
+	struct external *external; /* whose memory it shows, or NULL */
+	struct heap *heap;         /* for device memory */
 	struct context *context;
 	struct device *device;
 	unsigned flags;              /* of host memory: the client's; else RANGE_* below */
@@ -187,6 +190,7 @@ struct heap {
 	struct range *open;   /* blocks with room, by `detail` */
 	bool keeps_empty;     /* a pool's: what is free stays charged */
 	bool shareable;       /* all of it can be exported from the beginning */
+	bool host;            /* memory of the host, not charged */
 	uint64_t charged;
 	uint64_t used;
 };
@@ -205,6 +209,8 @@ void heap_free(const struct allocation *allocation);
 void heap_destroy(struct heap *heap);
 void heap_release(struct heap *heap, uint64_t keep); /* give back what is free, down to `keep` */
 void heap_forget(struct range *range);               /* a range that it holds, with its memory */
+/* A range of the heap where memory is mapped already, and is not charged; NULL: no room. */
+struct range *heap_place(struct heap *heap, enum range_kind kind, void *memory, size_t size);
 /* Memory that is shared already, at an address of ours, as a range of the heap. */
 CUresult heap_adopt(struct heap *heap, enum range_kind kind, uint32_t shared, struct range **made);
 void *map_memory(size_t bytes); /* zero, aligned to 2 MiB; NULL: no room */

@@ -69,7 +69,7 @@ static void unlink_range(struct heap *heap, struct range *range)
 static CUresult charge(struct heap *heap, size_t bytes)
 {
 	struct device *device = heap->device;
-	if (sim_charge(device->number, driver.slot, bytes)) {
+	if (!heap->host && sim_charge(device->number, driver.slot, bytes)) {
 		pools_shrink(device);
 		if (sim_charge(device->number, driver.slot, bytes))
 			return CUDA_ERROR_OUT_OF_MEMORY;
@@ -80,7 +80,8 @@ static CUresult charge(struct heap *heap, size_t bytes)
 
 static void refund(struct heap *heap, size_t bytes)
 {
-	sim_refund(heap->device->number, driver.slot, bytes);
+	if (!heap->host)
+		sim_refund(heap->device->number, driver.slot, bytes);
 	heap->charged -= bytes;
 }
 
@@ -102,7 +103,9 @@ static void drop_range(struct range *range)
 	struct heap *heap = range->heap;
 	unlink_range(heap, range);
 	munmap((void *)range->base, range->size);
-	if (range->shared) {
+	if (range->external) {
+		external_release(range->external);
+	} else if (range->shared) {
 		share_drop(range->shared);
 		heap->charged -= range->charged;
 	} else if (range->charged) {
@@ -136,21 +139,26 @@ static CUresult new_range(struct heap *heap, enum range_kind kind, size_t size, 
 	return result;
 }
 
+struct range *heap_place(struct heap *heap, enum range_kind kind, void *memory, size_t size)
+{
+	struct range *range = range_add(kind, (uintptr_t)memory, size);
+	if (range)
+		link_range(heap, range);
+	return range;
+}
+
 CUresult heap_adopt(struct heap *heap, enum range_kind kind, uint32_t shared, struct range **made)
 {
 	size_t size = share_entry(shared)->size;
 	void *memory = map_memory(size);
-	struct range *range = memory ? range_add(kind, (uintptr_t)memory, size) : NULL;
-	if (!range || share_map(shared, memory, size)) {
+	bool mapped = memory && !share_map(shared, memory, size);
+	*made = mapped ? heap_place(heap, kind, memory, size) : NULL;
+	if (!*made) {
 		if (memory)
 			munmap(memory, size);
-		if (range)
-			range_remove(range);
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
-	range->shared = shared;
-	link_range(heap, range);
-	*made = range;
+	(*made)->shared = shared;
 	return CUDA_SUCCESS;
 }
 
@@ -318,9 +326,9 @@ bool find_allocation(uintptr_t address, struct allocation *found)
 	struct range *range = range_at(address);
 	if (!range)
 		return false;
-	*found = (struct allocation){range, range->base, range->wanted};
+	*found = (struct allocation){range, range->base + range->skip, range->wanted};
 	if (range->kind != RANGE_BLOCK)
-		return range->wanted && address - range->base < range->wanted;
+		return range->wanted && address - found->base < range->wanted;
 	struct block *block = range->detail;
 	unsigned unit = (unsigned)((address - range->base) / UNIT);
 	if (!is_busy(block, unit))

@@ -35,7 +35,7 @@ API cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr pointer)
 		return CUDA_ERROR_INVALID_VALUE;
 	struct range *range = found.range;
 	if ((range->kind != RANGE_BLOCK && range->kind != RANGE_DEVICE) || range->heap == NULL ||
-	    range->heap->pool || range->flags & RANGE_OF_GRAPH)
+	    range->heap->pool || range->external || range->flags & RANGE_OF_GRAPH)
 		return CUDA_ERROR_INVALID_VALUE;
 	UNSAFE();
 	TRY(range_share(range));

@@ -2,11 +2,17 @@
 /* What a pointer is: the attributes of the memory that it points into. */
 #include <string.h>
 
-#include "cuda_driver.h"
+#include "cuda_physical.h"
 
 static bool on_host(const struct range *range)
 {
-	return range->kind == RANGE_HOST || range->kind == RANGE_REGISTERED;
+	return range->kind == RANGE_HOST || range->kind == RANGE_REGISTERED ||
+	       (range->heap && range->heap->host);
+}
+
+static bool mapped_shareable(const struct range *range)
+{
+	return ((const struct physical *)range->detail)->shared != 0;
 }
 
 static size_t put(void *data, const void *value, size_t size)
@@ -75,9 +81,15 @@ static bool put_kind(const struct range *range, int attribute, void *data)
 	case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
 		value = 3;
 		break;
-	case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
 	case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+		value = (range->kind == RANGE_BLOCK || range->kind == RANGE_DEVICE) &&
+			range->heap && !range->heap->pool && !range->external;
+		break;
 	case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
+		value = range->heap ? range->heap->shareable
+				    : range->kind == RANGE_MAPPED && mapped_shareable(range);
+		break;
+	case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
 	case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
 		value = 0;
 		break;

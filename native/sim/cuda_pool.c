@@ -1,35 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Stream-ordered memory: pools, and allocation and freeing on streams.
+ * Pools: memory that is allocated and freed in the order of a stream.
  *
  * A pool holds on to what is freed, charged to the device, until a
  * synchronisation finds it idle above the release threshold (0 at first), until
- * it is trimmed, or until somebody else is short of memory.  All work of a
- * process on a device is one sequence, so memory freed on any stream may be
- * given out again at once.
+ * it is trimmed, or until somebody else is short of memory.
  */
 #include <stdlib.h>
 
-#include "cuda_work.h"
-
-struct pool {
-	struct object object;
-	struct pool *next; /* of all pools of the process */
-	struct heap heap;
-	uint64_t threshold;
-	uint64_t limit; /* 0: none */
-	uint64_t used_high, reserved_high;
-	uint64_t free_target; /* the newest free takes effect there */
-	int reuse[3];
-	uint32_t peers; /* bit: that device may use the memory */
-	bool closing;   /* destroyed, with allocations left */
-};
+#include "cuda_pool.h"
 
 _Static_assert(sizeof(struct pool) <= 256, "an object fits a cell");
 
 static struct pool *pools;
+static struct pool *host_default, *host_pool; /* the one in use */
 
-static struct pool *pool_new(struct device *device)
+struct pool *pool_new(struct device *device)
 {
 	struct pool *pool = object_new(OBJECT_POOL, NULL);
 	if (!pool)
@@ -51,6 +37,8 @@ static void pool_free(struct pool *pool)
 		place = &(*place)->next;
 	*place = pool->next;
 	heap_destroy(&pool->heap);
+	if (pool->shared)
+		share_drop(pool->shared);
 	object_free(pool);
 }
 
@@ -68,7 +56,7 @@ CUmemoryPool pool_handle(struct pool *pool)
 	return (CUmemoryPool)pool;
 }
 
-static CUresult pool_of(CUmemoryPool handle, struct pool **pool)
+CUresult pool_of(CUmemoryPool handle, struct pool **pool)
 {
 	*pool = object_of(handle, OBJECT_POOL);
 	return *pool && !(*pool)->closing ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -121,92 +109,63 @@ CUresult pool_alloc(struct pool *pool, size_t bytes, CUdeviceptr *pointer)
 	return CUDA_SUCCESS;
 }
 
-/* ---- on streams ---- */
-
-static CUresult alloc_async(CUdeviceptr *pointer, size_t bytes, struct pool *pool,
-			    struct stream *stream)
-{
-	struct device *device = pool ? pool->heap.device : stream_device(stream);
-	struct work work = {.type = CU_GRAPH_NODE_TYPE_MEM_ALLOC,
-			    .memory = {.bytes = bytes, .device = device}};
-	bool captured;
-	if (!pointer || !bytes)
-		return CUDA_ERROR_INVALID_VALUE;
-	if (!stream->capture)
-		return pool_alloc(pool ? pool : device->pool, bytes, pointer);
-	TRY(graph_reserve(&work));
-	CUresult result = capture_work(stream, &work, &captured);
-	if (result)
-		graph_unreserve(&work);
-	else
-		*pointer = work.memory.pointer;
-	return result;
-}
-
-static CUresult alloc_on(CUdeviceptr *pointer, size_t bytes, CUstream handle, bool per_thread)
-{
-	struct stream *stream;
-	ENTER();
-	TRY(stream_of(handle, per_thread, &stream));
-	return alloc_async(pointer, bytes, NULL, stream);
-}
-
-static CUresult alloc_from(CUdeviceptr *pointer, size_t bytes, CUmemoryPool from, CUstream handle,
-			   bool per_thread)
-{
-	struct stream *stream;
-	struct pool *pool;
-	ENTER();
-	TRY(stream_of(handle, per_thread, &stream));
-	TRY(pool_of(from, &pool));
-	return alloc_async(pointer, bytes, pool, stream);
-}
-
-static CUresult free_on(CUdeviceptr pointer, CUstream handle, bool per_thread)
-{
-	struct work work = {.type = CU_GRAPH_NODE_TYPE_MEM_FREE, .memory = {.pointer = pointer}};
-	struct allocation found;
-	struct stream *stream;
-	bool captured;
-	ENTER();
-	TRY(stream_of(handle, per_thread, &stream));
-	if (!find_allocation((uintptr_t)pointer, &found) || found.base != (uintptr_t)pointer ||
-	    !found.range->device || found.range->kind > RANGE_MANAGED)
-		return CUDA_ERROR_INVALID_VALUE;
-	TRY(capture_work(stream, &work, &captured));
-	if (captured)
-		return CUDA_SUCCESS;
-	if (stream_held(stream))
-		return later_work(stream, &work);
-	allocation_free(&found);
-	return CUDA_SUCCESS;
-}
-
-TWINS(cuMemAllocAsync, ptsz, (CUdeviceptr * pointer, size_t bytes, CUstream stream),
-      alloc_on(pointer, bytes, stream, per_thread))
-TWINS(cuMemAllocFromPoolAsync, ptsz,
-      (CUdeviceptr * pointer, size_t bytes, CUmemoryPool pool, CUstream stream),
-      alloc_from(pointer, bytes, pool, stream, per_thread))
-TWINS(cuMemFreeAsync, ptsz, (CUdeviceptr pointer, CUstream stream),
-      free_on(pointer, stream, per_thread))
-
 /* ---- pools themselves ---- */
+
+/* Memory of the host is nobody's device's; its pool takes turns on the first. */
+static CUresult place_of(const CUmemPoolProps *properties, struct device **device, bool *host)
+{
+	*host = properties->location.type >= CU_MEM_LOCATION_TYPE_HOST &&
+		properties->location.type <= CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT;
+	if (*host)
+		return device_of(0, device);
+	if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+		return CUDA_ERROR_INVALID_VALUE;
+	return device_of(properties->location.id, device);
+}
+
+/* A pool that can be exported is known to the machine from the beginning. */
+static CUresult make_shareable(struct pool *pool)
+{
+	const struct sim_shared wanted = {
+		.kind = SIM_SHARED_POOL,
+		.device = SIM_DEVICES,
+		.key = {pool->heap.device->number, pool->heap.host},
+	};
+	pool->heap.shareable = true;
+	return share_make(&wanted, &pool->shared);
+}
 
 API cuMemPoolCreate(CUmemoryPool *handle, const CUmemPoolProps *properties)
 {
 	struct device *device;
+	bool host;
 	ENTER();
-	if (!handle || !properties || properties->allocType != CU_MEM_ALLOCATION_TYPE_PINNED)
+	if (!handle || !properties)
 		return CUDA_ERROR_INVALID_VALUE;
-	if (properties->handleTypes || properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+	if (properties->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED ||
+	    properties->handleTypes & ~CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
 		return CUDA_ERROR_NOT_SUPPORTED;
-	TRY(device_of(properties->location.id, &device));
+	if (properties->allocType != CU_MEM_ALLOCATION_TYPE_PINNED)
+		return CUDA_ERROR_INVALID_VALUE;
+	TRY(place_of(properties, &device, &host));
 	struct pool *pool = pool_new(device);
 	if (!pool)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	pool->limit = properties->maxSize;
+	pool->heap.host = host;
+	if (properties->handleTypes && make_shareable(pool)) {
+		pool_free(pool);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
 	*handle = pool_handle(pool);
 	return CUDA_SUCCESS;
+}
+
+void pool_drop(struct pool *pool)
+{
+	pool->closing = true;
+	if (!pool->heap.used)
+		pool_free(pool);
 }
 
 API cuMemPoolDestroy(CUmemoryPool handle)
@@ -215,13 +174,13 @@ API cuMemPoolDestroy(CUmemoryPool handle)
 	ENTER();
 	TRY(pool_of(handle, &pool));
 	struct device *device = pool->heap.device;
-	if (device->default_pool == pool)
+	if (device->default_pool == pool || pool == host_default)
 		return CUDA_ERROR_INVALID_VALUE;
 	if (device->pool == pool)
 		device->pool = device->default_pool;
-	pool->closing = true;
-	if (!pool->heap.used)
-		pool_free(pool);
+	if (host_pool == pool)
+		host_pool = host_default;
+	pool_drop(pool);
 	return CUDA_SUCCESS;
 }
 
@@ -231,74 +190,6 @@ API cuMemPoolTrimTo(CUmemoryPool handle, size_t keep)
 	ENTER();
 	TRY(pool_of(handle, &pool));
 	heap_release(&pool->heap, keep);
-	return CUDA_SUCCESS;
-}
-
-API cuMemPoolGetAttribute(CUmemoryPool handle, CUmemPool_attribute attribute, void *value)
-{
-	struct pool *pool;
-	uint64_t *wide = value;
-	ENTER();
-	TRY(pool_of(handle, &pool));
-	if (!value)
-		return CUDA_ERROR_INVALID_VALUE;
-	switch (attribute) {
-	case CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES:
-	case CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC:
-	case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
-		*(int *)value = pool->reuse[attribute - 1];
-		break;
-	case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
-		*wide = pool->threshold;
-		break;
-	case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
-		*wide = pool->heap.charged;
-		break;
-	case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
-		*wide = pool->reserved_high;
-		break;
-	case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
-		*wide = pool->heap.used;
-		break;
-	case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
-		*wide = pool->used_high;
-		break;
-	default:
-		return CUDA_ERROR_INVALID_VALUE;
-	}
-	return CUDA_SUCCESS;
-}
-
-API cuMemPoolSetAttribute(CUmemoryPool handle, CUmemPool_attribute attribute, void *value)
-{
-	struct pool *pool;
-	const uint64_t *wide = value;
-	ENTER();
-	TRY(pool_of(handle, &pool));
-	if (!value)
-		return CUDA_ERROR_INVALID_VALUE;
-	switch (attribute) {
-	case CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES:
-	case CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC:
-	case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
-		pool->reuse[attribute - 1] = *(const int *)value != 0;
-		break;
-	case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
-		pool->threshold = *wide;
-		break;
-	case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH: /* a high-water mark can only be put back */
-		if (*wide)
-			return CUDA_ERROR_INVALID_VALUE;
-		pool->reserved_high = pool->heap.charged;
-		break;
-	case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
-		if (*wide)
-			return CUDA_ERROR_INVALID_VALUE;
-		pool->used_high = pool->heap.used;
-		break;
-	default:
-		return CUDA_ERROR_INVALID_VALUE;
-	}
 	return CUDA_SUCCESS;
 }
 
@@ -364,9 +255,77 @@ API cuDeviceSetMemPool(CUdevice ordinal, CUmemoryPool handle)
 	ENTER();
 	TRY(device_of(ordinal, &device));
 	TRY(pool_of(handle, &pool));
-	if (pool->heap.device != device)
+	if (pool->heap.device != device || pool->heap.host || pool->imported)
 		return CUDA_ERROR_INVALID_VALUE;
 	TRY(device_pools(device));
 	device->pool = pool;
+	return CUDA_SUCCESS;
+}
+
+/* ---- the same by location ---- */
+
+static CUresult host_pools(void)
+{
+	struct device *device;
+	TRY(device_of(0, &device));
+	if (host_default)
+		return CUDA_SUCCESS;
+	host_default = pool_new(device);
+	if (!host_default)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	host_default->heap.host = true;
+	host_pool = host_default;
+	return CUDA_SUCCESS;
+}
+
+static CUresult check_location(const CUmemLocation *location, CUmemAllocationType type)
+{
+	if (type == CU_MEM_ALLOCATION_TYPE_MANAGED)
+		return CUDA_ERROR_NOT_SUPPORTED;
+	if (!location || type != CU_MEM_ALLOCATION_TYPE_PINNED ||
+	    location->type < CU_MEM_LOCATION_TYPE_DEVICE ||
+	    location->type > CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT)
+		return CUDA_ERROR_INVALID_VALUE;
+	return CUDA_SUCCESS;
+}
+
+static CUresult location_pool(CUmemoryPool *handle, const CUmemLocation *location,
+			      CUmemAllocationType type, bool standard)
+{
+	CHECK_READY();
+	TRY(check_location(location, type));
+	if (location->type == CU_MEM_LOCATION_TYPE_DEVICE)
+		return device_pool(handle, location->id, standard);
+	ENTER();
+	if (!handle)
+		return CUDA_ERROR_INVALID_VALUE;
+	TRY(host_pools());
+	*handle = pool_handle(standard ? host_default : host_pool);
+	return CUDA_SUCCESS;
+}
+
+API cuMemGetDefaultMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAllocationType type)
+{
+	return location_pool(pool, location, type, true);
+}
+
+API cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAllocationType type)
+{
+	return location_pool(pool, location, type, false);
+}
+
+API cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool handle)
+{
+	struct pool *pool;
+	CHECK_READY();
+	TRY(check_location(location, type));
+	if (location->type == CU_MEM_LOCATION_TYPE_DEVICE)
+		return cuDeviceSetMemPool(location->id, handle);
+	ENTER();
+	TRY(pool_of(handle, &pool));
+	if (!pool->heap.host || pool->imported)
+		return CUDA_ERROR_INVALID_VALUE;
+	TRY(host_pools());
+	host_pool = pool;
 	return CUDA_SUCCESS;
 }

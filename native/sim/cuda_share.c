@@ -123,7 +123,7 @@ CUresult range_share(struct range *range)
 {
 	struct sim_shared wanted = {
 		.kind = SIM_SHARED_MEMORY,
-		.device = range->device->number,
+		.device = range->heap->host ? SIM_DEVICES : range->device->number,
 		.size = range->size,
 	};
 	uint32_t shared;
@@ -137,7 +137,7 @@ CUresult range_share(struct range *range)
 	}
 	/* It stays private: what was charged to the shared thing is charged again. */
 	share_drop(shared);
-	if (sim_charge(range->device->number, driver.slot, range->size)) {
+	if (!range->heap->host && sim_charge(range->device->number, driver.slot, range->size)) {
 		range->heap->charged -= range->charged;
 		range->charged = 0;
 	}

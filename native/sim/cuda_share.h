@@ -27,6 +27,10 @@ CUresult share_map(uint32_t shared, void *at, size_t size);
 /* Device memory of this process becomes shared memory, its bytes included. */
 CUresult range_share(struct range *range);
 
+/* cuda_external.c: one less mapping of outside memory. */
+struct external;
+void external_release(struct external *external);
+
 /* The device of this process that is the machine's `number`, or NULL. */
 struct device *device_numbered(uint32_t number);
 
