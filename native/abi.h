@@ -25,6 +25,7 @@
 
 #define VGPU_MAX_SLICES 16
 #define VGPU_MAX_PROCESSES 512
+#define VGPU_LANES 4
 #define VGPU_NAME_SIZE 64
 #define VGPU_UUID_SIZE 16
 
@@ -98,12 +99,22 @@ struct vgpu_row {
 	uint64_t owner;         /* shim: see vgpu_owner; 0 = free */
 	uint64_t image;         /* shim: changes with exec, which keeps pid and start time */
 	uint64_t pid_namespace; /* shim: inode of the namespace that the pid is of */
-	uint64_t begun;         /* shim: changes of usage begun, by all its threads */
-	uint64_t ended;         /* shim: ... and ended; never ahead of `begun` */
 	uint64_t active;        /* shim: bit i: it has used slice i */
-	uint64_t padding[2];
+	uint64_t padding[4];
+};
+
+/* The owner of a row that counts for nothing: its process is gone, and whoever
+ * sweeps is about to free it. */
+#define VGPU_OWNER_VOID 0xffffffffffffffff
+
+/* What a process holds, parted into a few lanes so that its threads do not fight
+ * for one cache line: only the sum over a row's lanes means something, as one
+ * thread may charge and another refund. */
+struct vgpu_lane {
+	uint64_t begun;                 /* shim: changes of usage begun, by all its threads */
+	uint64_t ended;                 /* shim: ... and ended; never ahead of `begun` */
 	uint64_t memory[VGPU_ACCOUNTS]; /* shim: bytes charged, by account */
-	uint64_t memory_padding[7];
+	uint64_t padding[5];
 };
 
 /* What a tenant used.  The node reads it as untrusted input. */
@@ -119,6 +130,7 @@ struct vgpu_ledger {
 	uint64_t reserved;
 	struct vgpu_usage slices[VGPU_MAX_SLICES];
 	struct vgpu_row rows[VGPU_MAX_PROCESSES];
+	struct vgpu_lane lanes[VGPU_MAX_PROCESSES][VGPU_LANES]; /* by row */
 };
 
 /* Everything else is hidden; what of these leaves a library, its exports say. */
@@ -171,6 +183,8 @@ int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint
 void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint64_t bytes);
 /* Bytes charged on an account, by all processes. */
 uint64_t vgpu_charged(const struct vgpu_ledger *ledger, uint32_t account);
+/* Bytes charged on it by the process of a row. */
+uint64_t vgpu_row_charged(const struct vgpu_ledger *ledger, uint32_t row, uint32_t account);
 /* Take back what processes that are gone still hold.  Returns the rows freed;
  * 0 at once while another process sweeps. */
 uint32_t vgpu_sweep(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,

@@ -36,14 +36,34 @@ uint64_t vgpu_charged(const struct vgpu_ledger *ledger, uint32_t account)
 	return load(total_of((struct vgpu_ledger *)ledger, account));
 }
 
-static void begin_change(struct vgpu_row *row)
+uint64_t vgpu_row_charged(const struct vgpu_ledger *ledger, uint32_t row, uint32_t account)
 {
-	__atomic_fetch_add(&row->begun, 1, __ATOMIC_SEQ_CST);
+	uint64_t sum = 0;
+
+	for (int i = 0; i < VGPU_LANES; i++)
+		sum += load(&ledger->lanes[row][i].memory[account]);
+	return sum;
 }
 
-static void end_change(struct vgpu_row *row)
+/* Threads take turns at the lanes; it does not matter which is whose. */
+static struct vgpu_lane *lane_of(struct vgpu_ledger *ledger, uint32_t row)
 {
-	__atomic_fetch_add(&row->ended, 1, __ATOMIC_SEQ_CST);
+	static __thread uint32_t lane __attribute__((tls_model("initial-exec")));
+	static uint32_t threads;
+
+	if (__builtin_expect(!lane, 0))
+		lane = __atomic_fetch_add(&threads, 1, __ATOMIC_RELAXED) % VGPU_LANES + 1;
+	return &ledger->lanes[row][lane - 1];
+}
+
+static void begin_change(struct vgpu_lane *lane)
+{
+	__atomic_fetch_add(&lane->begun, 1, __ATOMIC_SEQ_CST);
+}
+
+static void end_change(struct vgpu_lane *lane)
+{
+	__atomic_fetch_add(&lane->ended, 1, __ATOMIC_SEQ_CST);
 }
 
 /* Compare and swap, not add and undo: a refused request, however large, must
@@ -60,52 +80,63 @@ static int reserve(uint64_t *used_word, uint64_t bytes, uint64_t quota)
 	return 0;
 }
 
-int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t account, uint64_t bytes,
+int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint64_t bytes,
 		uint64_t quota)
 {
-	struct vgpu_row *row = &ledger->rows[row_index];
+	struct vgpu_lane *lane = lane_of(ledger, row);
 	int refused;
 
-	begin_change(row);
+	begin_change(lane);
 	refused = reserve(total_of(ledger, account), bytes, quota);
 	if (!refused)
-		__atomic_fetch_add(&row->memory[account], bytes, __ATOMIC_SEQ_CST);
-	end_change(row);
+		__atomic_fetch_add(&lane->memory[account], bytes, __ATOMIC_SEQ_CST);
+	end_change(lane);
 	return refused;
 }
 
-void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row_index, uint32_t account, uint64_t bytes)
+void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint64_t bytes)
 {
-	struct vgpu_row *row = &ledger->rows[row_index];
+	struct vgpu_lane *lane = lane_of(ledger, row);
 
-	begin_change(row);
-	__atomic_fetch_sub(&row->memory[account], bytes, __ATOMIC_SEQ_CST);
+	begin_change(lane);
+	__atomic_fetch_sub(&lane->memory[account], bytes, __ATOMIC_SEQ_CST);
 	__atomic_fetch_sub(total_of(ledger, account), bytes, __ATOMIC_SEQ_CST);
-	end_change(row);
+	end_change(lane);
 }
 
 /* ---- taking back what the dead hold ------------------------------------ */
 
-/* Two looks at all rows, with the totals read in between, agree and show no
- * change under way: then every row was quiet while the totals were read.
- * `ended` is read before `begun`, so equal values mean quiet at that moment. */
+static int is_taken(uint64_t owner)
+{
+	return owner && owner != VGPU_OWNER_VOID;
+}
+
+/* Two looks at all lanes, with the totals read in between, agree and show no
+ * change under way: then every lane was quiet while the totals were read.
+ * `ended` is read before `begun`, so equal values mean quiet at that moment.
+ * Lanes of free rows are empty: nobody but us frees a row, and whoever takes
+ * one between the looks and changes something is seen at the second. */
+static int look_at(const struct vgpu_lane *lane, uint64_t *begun_sum, uint64_t *sums)
+{
+	uint64_t ended = load(&lane->ended), begun;
+
+	for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
+		sums[a] += load(&lane->memory[a]);
+	begun = load(&lane->begun);
+	/* Each lane's counter only grows, so an equal sum means equal lanes. */
+	*begun_sum += begun;
+	return begun == ended ? 0 : -1;
+}
+
 static int look(const struct vgpu_ledger *ledger, uint64_t *begun_sum, uint64_t *sums)
 {
 	*begun_sum = 0;
 	for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
 		sums[a] = 0;
-	for (uint32_t i = 0; i < VGPU_MAX_PROCESSES; i++) {
-		const struct vgpu_row *row = &ledger->rows[i];
-		uint64_t ended = load(&row->ended), begun;
-
-		for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
-			sums[a] += load(&row->memory[a]);
-		begun = load(&row->begun);
-		if (begun != ended)
-			return -1;
-		/* Each row's counter only grows, so an equal sum means equal rows. */
-		*begun_sum += begun;
-	}
+	for (uint32_t i = 0; i < VGPU_MAX_PROCESSES; i++)
+		for (int l = 0; is_taken(load(&ledger->rows[i].owner)) && l < VGPU_LANES; l++)
+			if (look_at(&ledger->lanes[i][l], begun_sum, sums))
+				return -1;
 	return 0;
 }
 
@@ -139,19 +170,30 @@ static void reconcile(struct vgpu_ledger *ledger)
 	/* Others are busy: the leak stays charged until the next sweep. */
 }
 
-static void free_row(struct vgpu_ledger *ledger, struct vgpu_row *row)
+/* Lanes mean something together only, so a row gives up all of them in one step:
+ * void, it counts for nothing.  Being killed after that leaks, as the dead may
+ * have, and never gives back what is in use. */
+static void free_row(struct vgpu_ledger *ledger, uint32_t index)
 {
-	/* Being killed between the two steps below leaks, as the dead may have. */
-	__atomic_store_n(&ledger->suspect, 1, __ATOMIC_SEQ_CST);
-	for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++) {
-		uint64_t bytes = __atomic_exchange_n(&row->memory[a], 0, __ATOMIC_SEQ_CST);
+	struct vgpu_row *row = &ledger->rows[index];
+	uint64_t held[VGPU_ACCOUNTS];
 
-		if (bytes)
-			__atomic_fetch_sub(total_of(ledger, a), bytes, __ATOMIC_SEQ_CST);
+	for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
+		held[a] = vgpu_row_charged(ledger, index, a);
+	__atomic_store_n(&ledger->suspect, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_exchange_n(&row->owner, VGPU_OWNER_VOID, __ATOMIC_SEQ_CST) != VGPU_OWNER_VOID)
+		for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
+			if (held[a])
+				__atomic_fetch_sub(total_of(ledger, a), held[a], __ATOMIC_SEQ_CST);
+	for (int i = 0; i < VGPU_LANES; i++) {
+		struct vgpu_lane *lane = &ledger->lanes[index][i];
+
+		for (uint32_t a = 0; a < VGPU_ACCOUNTS; a++)
+			__atomic_store_n(&lane->memory[a], 0, __ATOMIC_RELAXED);
+		__atomic_store_n(&lane->ended, load(&lane->begun), __ATOMIC_SEQ_CST);
 	}
 	__atomic_store_n(&row->active, 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&row->image, 0, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&row->ended, load(&row->begun), __ATOMIC_SEQ_CST);
 	__atomic_store_n(&row->owner, 0, __ATOMIC_SEQ_CST);
 }
 
@@ -206,12 +248,15 @@ uint32_t vgpu_sweep(struct vgpu_ledger *ledger, uint64_t owner, uint64_t image,
 	if (!become_janitor(ledger, owner, image, is_gone))
 		return 0;
 	for (uint32_t i = 0; i < VGPU_MAX_PROCESSES; i++) {
-		struct vgpu_row *row = &ledger->rows[i];
+		const struct vgpu_row *row = &ledger->rows[i];
 		uint64_t who = load(&row->owner);
 
-		if (who && (who == owner ? left_by_exec(row, image)
-					 : is_gone(who, load(&row->pid_namespace)))) {
-			free_row(ledger, row);
+		if (!who)
+			continue;
+		if (who == VGPU_OWNER_VOID ||
+		    (who == owner ? left_by_exec(row, image)
+				  : is_gone(who, load(&row->pid_namespace)))) {
+			free_row(ledger, i);
 			freed++;
 		}
 	}

@@ -55,10 +55,11 @@ static int a_row_lives(int tenant, const struct vgpu_grant *grant)
 
 	if (grant->kind != VGPU_KIND_PROCESS)
 		return 0;
+	/* Who is in it stands before what each holds. */
 	ledger = malloc(sizeof(*ledger));
 	if (!ledger)
 		return 1;
-	if (!vgpu_state_read(tenant, "ledger", ledger, sizeof(*ledger)))
+	if (!vgpu_state_read(tenant, "ledger", ledger, offsetof(struct vgpu_ledger, lanes)))
 		for (int i = 0; i < VGPU_MAX_PROCESSES && !lives; i++)
 			lives = ledger->rows[i].owner &&
 				!vgpu_process_is_gone(ledger->rows[i].owner,

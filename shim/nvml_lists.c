@@ -38,7 +38,7 @@ unsigned int vgpu_nvml_processes(struct tenant *tenant, uint32_t slices,
 	if (process)
 		vgpu_process_sweep(tenant, process, SWEEP_PERIOD_NS);
 	self = vgpu_owner_self(&here);
-	for (int i = 0; i < VGPU_MAX_PROCESSES; i++) {
+	for (uint32_t i = 0; i < VGPU_MAX_PROCESSES; i++) {
 		const struct vgpu_row *row = &tenant->ledger->rows[i];
 		uint64_t owner = __atomic_load_n(&row->owner, __ATOMIC_ACQUIRE);
 		uint64_t where = __atomic_load_n(&row->pid_namespace, __ATOMIC_RELAXED);
@@ -52,8 +52,7 @@ unsigned int vgpu_nvml_processes(struct tenant *tenant, uint32_t slices,
 		entry = enter(found, &count, vgpu_owner_pid(owner));
 		for (uint32_t slice = 0; slice < VGPU_MAX_SLICES; slice++)
 			if (slices >> slice & 1)
-				entry->memory +=
-					__atomic_load_n(&row->memory[slice], __ATOMIC_RELAXED);
+				entry->memory += vgpu_row_charged(tenant->ledger, i, slice);
 		entry->is_user |= entry->memory || (active & slices);
 	}
 	enter(found, &count, vgpu_owner_pid(self));

@@ -117,8 +117,7 @@ static uint64_t charged_to_row(const struct claim *claim)
 {
 	const struct record *record = claim->record;
 
-	return __atomic_load_n(&claim->tenant->ledger->rows[record->row].memory[record->account],
-			       __ATOMIC_RELAXED);
+	return vgpu_row_charged(claim->tenant->ledger, record->row, record->account);
 }
 
 /* Correct the guess, and end the claim. */

@@ -27,6 +27,7 @@ void vgpu_lock_and_sleep(struct lock *lock);
 
 #define RECORD_BUCKETS (1u << 17) /* 100,000 allocations: less than one in each */
 #define RECORD_STRIPES 64         /* locks: each for every 64th bucket */
+#define RECORD_STOCKS 8           /* of unused records: threads take turns at them */
 
 /* What a key is.  Numbers of two kinds may be equal and mean two things. */
 enum record_kind {
@@ -68,9 +69,12 @@ struct records {
 		struct lock lock;
 		uint32_t padding[15];
 	} stripes[RECORD_STRIPES];
-	struct lock pool_lock;
-	struct record *free;              /* records given back */
-	struct record *fresh, *fresh_end; /* records never used */
+	struct {
+		struct lock lock;
+		struct record *free;              /* records given back */
+		struct record *fresh, *fresh_end; /* records never used */
+		uint64_t padding[4];
+	} stocks[RECORD_STOCKS];
 	struct record *buckets[RECORD_BUCKETS];
 };
 

@@ -13,62 +13,76 @@
 
 #include "process.h"
 
-#define POOL_BYTES (256 << 10)
+#define GROWTH_BYTES (64 << 10)
 
-/* ---- the pool ----------------------------------------------------------------------- */
+/* ---- unused records ------------------------------------------------------------------ */
 
-static struct record *from_pool(struct records *records)
+/* The calling thread's stock.  A record may be given back to another than it came from. */
+static uint32_t my_stock(void)
+{
+	static __thread uint32_t stock __attribute__((tls_model("initial-exec")));
+	static uint32_t threads;
+
+	if (unlikely(!stock))
+		stock = __atomic_fetch_add(&threads, 1, __ATOMIC_RELAXED) % RECORD_STOCKS + 1;
+	return stock - 1;
+}
+
+static struct record *from_stock(struct records *records, uint32_t stock)
 {
 	struct record *record;
 
-	vgpu_lock(&records->pool_lock);
-	record = records->free;
+	vgpu_lock(&records->stocks[stock].lock);
+	record = records->stocks[stock].free;
 	if (record)
-		records->free = record->next;
-	else if (records->fresh != records->fresh_end)
-		record = records->fresh++;
-	vgpu_unlock(&records->pool_lock);
+		records->stocks[stock].free = record->next;
+	else if (records->stocks[stock].fresh != records->stocks[stock].fresh_end)
+		record = records->stocks[stock].fresh++;
+	vgpu_unlock(&records->stocks[stock].lock);
 	return record;
 }
 
-static int grow(struct records *records)
+static int grow(struct records *records, uint32_t stock)
 {
-	struct record *fresh =
-		mmap(NULL, POOL_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct record *fresh = mmap(NULL, GROWTH_BYTES, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (fresh == MAP_FAILED)
 		return -1;
 	/* A child of fork begins without records; it need not copy them either. */
-	madvise(fresh, POOL_BYTES, MADV_DONTFORK);
-	vgpu_lock(&records->pool_lock);
-	if (records->fresh != records->fresh_end) {
+	madvise(fresh, GROWTH_BYTES, MADV_DONTFORK);
+	vgpu_lock(&records->stocks[stock].lock);
+	if (records->stocks[stock].fresh != records->stocks[stock].fresh_end) {
 		/* Another thread was faster. */
-		vgpu_unlock(&records->pool_lock);
-		munmap(fresh, POOL_BYTES);
+		vgpu_unlock(&records->stocks[stock].lock);
+		munmap(fresh, GROWTH_BYTES);
 		return 0;
 	}
-	records->fresh = fresh;
-	records->fresh_end = fresh + POOL_BYTES / sizeof(*fresh);
-	vgpu_unlock(&records->pool_lock);
+	records->stocks[stock].fresh = fresh;
+	records->stocks[stock].fresh_end = fresh + GROWTH_BYTES / sizeof(*fresh);
+	vgpu_unlock(&records->stocks[stock].lock);
 	return 0;
 }
 
 struct record *vgpu_record_new(struct records *records)
 {
+	uint32_t stock = my_stock();
 	struct record *record;
 
-	while (!(record = from_pool(records)))
-		if (grow(records))
+	while (!(record = from_stock(records, stock)))
+		if (grow(records, stock))
 			return NULL;
 	return record;
 }
 
 void vgpu_record_free(struct records *records, struct record *record)
 {
-	vgpu_lock(&records->pool_lock);
-	record->next = records->free;
-	records->free = record;
-	vgpu_unlock(&records->pool_lock);
+	uint32_t stock = my_stock();
+
+	vgpu_lock(&records->stocks[stock].lock);
+	record->next = records->stocks[stock].free;
+	records->stocks[stock].free = record;
+	vgpu_unlock(&records->stocks[stock].lock);
 }
 
 /* ---- the table ------------------------------------------------------------------------ */

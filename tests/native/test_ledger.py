@@ -129,7 +129,7 @@ class Tenant(RuleBasedStateMachine):
         for number in range(2):
             assert used(self.ledger, number) == self.total(number) <= QUOTA
             for owner, row in self.rows.items():
-                assert self.ledger.rows[row].memory[number] == sum(self.held[owner][number])
+                assert lib.vgpu_row_charged(self.ledger, row, number) == sum(self.held[owner][number])
 
 
 TestTenant = Tenant.TestCase
@@ -174,10 +174,10 @@ def test_when_all_rows_are_taken_a_newcomer_waits_for_a_death() -> None:
 def killed_charging(step: int) -> Callable[[Any, int, int, int], None]:
     def leave(ledger: Any, row: int, held: int, size: int) -> None:
         assert lib.vgpu_charge(ledger, row, 0, held, MOST) == 0
-        ledger.rows[row].begun += step >= 1
+        ledger.lanes[row][0].begun += step >= 1
         ledger.slices[0].memory_used += size * (step >= 2)
-        ledger.rows[row].memory[0] += size * (step >= 3)
-        ledger.rows[row].ended += step >= 4
+        ledger.lanes[row][0].memory[0] += size * (step >= 3)
+        ledger.lanes[row][0].ended += step >= 4
 
     return leave
 
@@ -185,10 +185,10 @@ def killed_charging(step: int) -> Callable[[Any, int, int, int], None]:
 def killed_refunding(step: int) -> Callable[[Any, int, int, int], None]:
     def leave(ledger: Any, row: int, held: int, size: int) -> None:
         assert lib.vgpu_charge(ledger, row, 0, held + size, MOST) == 0
-        ledger.rows[row].begun += step >= 1
-        ledger.rows[row].memory[0] -= size * (step >= 2)
+        ledger.lanes[row][0].begun += step >= 1
+        ledger.lanes[row][0].memory[0] -= size * (step >= 2)
         ledger.slices[0].memory_used -= size * (step >= 3)
-        ledger.rows[row].ended += step >= 4
+        ledger.lanes[row][0].ended += step >= 4
 
     return leave
 
@@ -214,7 +214,7 @@ def test_what_a_killed_process_held_comes_back_whole(death: str, held: int, size
     assert not ledger.suspect
 
 
-@pytest.mark.parametrize("steps", range(5))
+@pytest.mark.parametrize("steps", range(6))
 def test_a_sweeper_that_is_killed_midway_leaves_nothing_that_the_next_cannot_repair(steps: int) -> None:
     """The steps of free_row, done by hand up to the kill, with the right to sweep still held."""
     ledger = fresh()
@@ -228,10 +228,13 @@ def test_a_sweeper_that_is_killed_midway_leaves_nothing_that_the_next_cannot_rep
     if steps >= 1:
         ledger.suspect = 1
     if steps >= 2:
-        row.memory[0] = 0
+        row.owner = lib.VGPU_OWNER_VOID
     if steps >= 3:
         ledger.slices[0].memory_used -= 300
     if steps >= 4:
+        for lane in ledger.lanes[rows[dead]]:
+            lane.memory[0], lane.ended = 0, lane.begun
+    if steps >= 5:
         row.image, row.owner = 0, 0
     assert sweep(ledger, alive, set()) == 0, "the right to sweep belongs to a live process"
     assert sweep(ledger, alive, {dead, killer}) >= 1
@@ -243,12 +246,12 @@ def test_a_leak_is_not_repaired_over_a_change_that_is_under_way() -> None:
     dead, busy, alive = 11, 12, 13
     rows = {owner: take(ledger, owner) for owner in (dead, busy, alive)}
     killed_charging(2)(ledger, rows[dead], 0, 100)  # leaks 100
-    ledger.rows[rows[busy]].begun += 1  # `busy` has reserved 30 and not said so in its row yet
+    ledger.lanes[rows[busy]][0].begun += 1  # `busy` has reserved 30 and not said so in its row yet
     ledger.slices[0].memory_used += 30
     sweep(ledger, alive, {dead})
     assert used(ledger) >= 30, "what a live process has reserved was taken away"
-    ledger.rows[rows[busy]].memory[0] += 30
-    ledger.rows[rows[busy]].ended += 1
+    ledger.lanes[rows[busy]][0].memory[0] += 30
+    ledger.lanes[rows[busy]][0].ended += 1
     sweep(ledger, alive, {dead})
     assert used(ledger) == 30
 
@@ -293,10 +296,10 @@ def test_threads_that_race_for_the_rest_of_a_quota_get_it_to_the_last_byte_and_n
         thread.start()
     for thread in threads:
         thread.join()
-    assert used(ledger) == sum(got) == sum(row.memory[0] for row in ledger.rows)
+    assert used(ledger) == sum(got) == sum(lib.vgpu_row_charged(ledger, row, 0) for row in range(512))
     # Whoever was last to refund asked for a single byte after it.
     assert used(ledger) == quota
-    assert all(row.begun == row.ended for row in ledger.rows)
+    assert all(lane.begun == lane.ended for row in ledger.lanes for lane in row)
 
 
 @contextmanager

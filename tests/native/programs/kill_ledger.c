@@ -131,13 +131,13 @@ static void do_write(void)
 static void do_careless_charge(void)
 {
 	__atomic_fetch_add(&world->ledger.slices[0].memory_used, CHANGE, __ATOMIC_SEQ_CST);
-	__atomic_fetch_add(&world->ledger.rows[victim_row].memory[0], CHANGE, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&world->ledger.lanes[victim_row][0].memory[0], CHANGE, __ATOMIC_SEQ_CST);
 }
 
 static void do_careless_refund(void)
 {
 	__atomic_fetch_sub(&world->ledger.slices[0].memory_used, CHANGE, __ATOMIC_SEQ_CST);
-	__atomic_fetch_sub(&world->ledger.rows[victim_row].memory[0], CHANGE, __ATOMIC_SEQ_CST);
+	__atomic_fetch_sub(&world->ledger.lanes[victim_row][0].memory[0], CHANGE, __ATOMIC_SEQ_CST);
 }
 
 static const struct operation operations[] = {
@@ -186,7 +186,7 @@ static void make_world(void)
 	member(bystander, 1, BYSTANDER);
 	/* Killed when the total was raised and the row was not. */
 	row = member(dead[0], 1, DEAD);
-	world->ledger.rows[row].begun++;
+	world->ledger.lanes[row][0].begun++;
 	world->ledger.slices[0].memory_used += LEAKED;
 	member(dead[1], 1, 0);
 }
@@ -403,7 +403,7 @@ static uint64_t stop_at_each_state(void)
 			fail("no row can be had while another process stands still", count);
 		while (!vgpu_charge(&world->ledger, (uint32_t)row, 0, 10, QUOTA - CHANGE))
 			check_at(count);
-		while (world->ledger.rows[row].memory[0])
+		while (vgpu_row_charged(&world->ledger, (uint32_t)row, 0))
 			vgpu_refund(&world->ledger, (uint32_t)row, 0, 10);
 		check_at(count);
 		stepping_finish(child);
