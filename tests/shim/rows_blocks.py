@@ -106,39 +106,50 @@ def map_array(symbol: str) -> Any:
 
 
 def multicast() -> Any:
-    """The code, and an object that memory of several devices can be bound to."""
+    """The code, and an object that memory of one device can be bound to."""
     handle, how = new("CUmemGenericAllocationHandle *"), new("CUmulticastObjectProp *")
     how.numDevices, how.size = 1, HOLD
     return cuda.cuMulticastCreate(handle, how), handle
 
 
-NO_MEMORY = "a multicast object has no memory of its own"
-
-
-@entry("answers", "cuMulticastCreate", why=NO_MEMORY)
+@entry("answers", "cuMulticastCreate", why="a multicast object has no memory of its own")
 def make_multicast(symbol: str) -> Any:
     up()
     return multicast()[0]
 
 
-@entry("answers", "cuMulticastBindMem", "cuMulticastBindMem_v2", why=NO_MEMORY)
+@entry("settles", "cuMulticastBindMem", "cuMulticastBindMem_v2", "cuMulticastUnbind")
 def bind(symbol: str) -> Any:
+    """A binding holds what no handle holds any more."""
     up()
-    device = [DEVICE] if symbol.endswith("_v2") else []
-    return getattr(cuda, symbol)(multicast()[1][0], *device, 0, made(), 0, HOLD, 0)
+    start, handle, (code, group) = used(), made(), multicast()
+    check(code)
+    check(cuda.cuMulticastAddDevice(group[0], DEVICE))
+    if symbol.endswith("_v2"):
+        check(cuda.cuMulticastBindMem_v2(group[0], DEVICE, 0, handle, 0, HOLD, 0))
+    else:
+        check(cuda.cuMulticastBindMem(group[0], 0, handle, 0, HOLD, 0))
+    check(cuda.cuMemRelease(handle))
+    before = used() - start
+    check(cuda.cuMulticastUnbind(group[0], DEVICE, 0, HOLD))
+    return [before, used() - start]
 
 
-@entry("answers", "cuMulticastBindAddr", "cuMulticastBindAddr_v2", why=NO_MEMORY)
+@entry("settles", "cuMulticastBindAddr", "cuMulticastBindAddr_v2")
 def bind_address(symbol: str) -> Any:
+    """What is bound by its address stays when it is mapped nowhere any more."""
     up()
+    start, handle, (code, group) = used(), made(), multicast()
+    check(code)
+    check(cuda.cuMulticastAddDevice(group[0], DEVICE))
+    where = mapped(handle)
     device = [DEVICE] if symbol.endswith("_v2") else []
-    return getattr(cuda, symbol)(multicast()[1][0], *device, 0, mapped(made()), HOLD, 0)
-
-
-@entry("answers", "cuMulticastUnbind", why=NO_MEMORY)
-def unbind(symbol: str) -> Any:
-    up()
-    return cuda.cuMulticastUnbind(multicast()[1][0], DEVICE, 0, HOLD)
+    check(getattr(cuda, symbol)(group[0], *device, 0, where, HOLD, 0))
+    check(cuda.cuMemRelease(handle))
+    check(cuda.cuMemUnmap(where, HOLD))
+    before = used() - start
+    check(cuda.cuMulticastUnbind(group[0], DEVICE, 0, HOLD))
+    return [before, used() - start]
 
 
 # ---- arrays -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,14 @@ static const struct {
 #undef INTERCEPT
 };
 
-/* Functions of the table that the driver has but that are not of `owner`. */
+static int is_of(const char *owner, const void *function)
+{
+	Dl_info info;
+
+	return dladdr(function, &info) && strstr(info.dli_fname, owner);
+}
+
+/* Answers for functions of the table, by name and by version, that are not of `owner`. */
 __attribute__((visibility("default"))) int strangers(const char *owner)
 {
 	void *driver = dlopen("libcuda.so.1", RTLD_NOW);
@@ -33,14 +40,13 @@ __attribute__((visibility("default"))) int strangers(const char *owner)
 	if (!resolve)
 		return -1;
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-		void *found = NULL;
-		Dl_info info;
+		void *found = NULL, *named = dlsym(driver, rows[i].symbol);
 
+		count += named && !is_of(owner, named);
 		if (!*rows[i].base ||
 		    resolve(rows[i].base, &found, rows[i].since, rows[i].flags, &status) || !found)
 			continue;
-		count += !dladdr(found, &info) || !strstr(info.dli_fname, owner);
-		count += dlsym(driver, rows[i].symbol) != found;
+		count += !is_of(owner, found);
 	}
 	return count;
 }
