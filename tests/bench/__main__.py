@@ -23,10 +23,10 @@ NULL_MACHINE = HERE / "null-machine.yaml"
 LIBRARY = ROOT / "vgpu_runtime" / "_native" / "libvgpu.so"
 
 # Set-ups as options of `vgpu run`. A quota that is never reached, a limit that is never felt: what is
-# timed is the path of a call that is allowed.
+# timed is the path of a call that is allowed. Each has room for a crowd of contexts.
 SETUPS: Mapping[str, tuple[str, ...]] = {
-    "memory quota": ("--memory", "4GiB"),
-    "memory and compute": ("--memory", "4GiB", "--cores", "90"),
+    "memory quota": ("--memory", "40%"),
+    "memory and compute": ("--memory", "40%", "--cores", "90"),
 }
 
 
