@@ -9,7 +9,8 @@ A machine file, every field but ``devices`` and ``model`` optional::
 
     name: lab                       # default: the file's name without its ending
     driver_version: 580.95.05
-    cuda_version: 13000             # 13.0
+    cuda_version: 13000             # 13.0; cuGetProcAddress has no function that came later
+    lacks: [cuMemCreate]            # functions that libcuda.so.1 does not export at all
     devices:
       - model: h200                 # a preset
         count: 2
@@ -46,6 +47,7 @@ _UUIDS = uuid.UUID("6f1d2f5e-6a0b-5c7e-9d0c-3f0a1b7c9e21")
 
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 U64 = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+FunctionName = Annotated[str, msgspec.Meta(pattern=r"^cu\w+$", max_length=78)]
 Size = U64 | str
 """Bytes, or a text such as 80GiB."""
 
@@ -109,6 +111,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     launch_cpu_ns: U64 = 0
     alloc_cpu_ns: U64 = 0
     sample_ns: Annotated[int, msgspec.Meta(ge=1_000_000, le=2**62)] = 166_666_667
+    module_overhead: Size = 0
     queue_depth: Annotated[int, msgspec.Meta(ge=1, lt=2**20)] = 1024
     sharing: Literal["time-slices", "processor-sharing"] = "time-slices"
     null_mode: bool = False
@@ -123,6 +126,7 @@ class MachineFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: str | None = None
     driver_version: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{3}(\.[0-9]{1,3}){1,2}$")] = "580.95.05"
     cuda_version: Annotated[int, msgspec.Meta(ge=11000, lt=20000)] = 13000
+    lacks: Annotated[tuple[FunctionName, ...], msgspec.Meta(max_length=50)] = ()
     knobs: Knobs = Knobs()
 
 
@@ -161,6 +165,8 @@ class Description:
     cuda_version: int
     devices: tuple[Device, ...]
     knobs: Mapping[str, int]
+    lacks: tuple[str, ...] = ()
+    """Functions that its ``libcuda.so.1`` does not have."""
 
 
 def presets() -> tuple[str, ...]:
@@ -251,7 +257,7 @@ def _description(name: str, wanted: MachineFile) -> Description:
             )
         devices += [_device(name, len(devices) + i, fields) for i in range(entry.count)]
     knobs = {key: _number(value, f"$.knobs.{key}") for key, value in msgspec.structs.asdict(wanted.knobs).items()}
-    return Description(name, wanted.driver_version, wanted.cuda_version, tuple(devices), knobs)
+    return Description(name, wanted.driver_version, wanted.cuda_version, tuple(devices), knobs, wanted.lacks)
 
 
 SHARING = {"time-slices": 0, "processor-sharing": 1}

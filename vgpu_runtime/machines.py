@@ -3,10 +3,10 @@
 Simulated machines as directories: each is a driver.
 
 The directory of a machine holds ``libcuda.so.1``, ``libcuda.so`` and ``libnvidia-ml.so.1``, links to the
-built simulator, ``machine``, the shared file that is the whole state, and ``machine.shared``, the bytes of
-memory that several processes use. A program that finds its
-libraries there runs on the simulated GPUs; all programs that use one directory share them. The libraries
-find the file beside themselves, so that no environment is needed.
+built simulator (or copies, for a driver that lacks functions); ``machine``, the shared file that is the
+whole state; and ``machine.shared``, the bytes of memory that several processes use. A program that finds
+its libraries there runs on the simulated GPUs; all programs that use one directory share them. The
+libraries find the files beside themselves, so that no environment is needed.
 
 This module writes the constant part of the file and zeroes the rest; from then on only the simulator
 touches it. A machine that is there already is taken as it is, with everything that programs hold on it.
@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,10 @@ def create(spec: str, directory: Path) -> Machine:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
-            for name in LINKS:
-                _link(directory / name, LIBRARIES / name)
-            if not _is_there(ffi, directory / MACHINE_FILE, content, description):
+            there = _is_there(ffi, directory / MACHINE_FILE, content, description)
+            for name, library in _driver(description).items():
+                _install(directory / name, library)
+            if not there:
                 _write(directory / MEMORY_FILE, _Content(0, ()))
                 _write(directory / MACHINE_FILE, content)
     except OSError as error:
@@ -127,6 +129,7 @@ def _content(ffi: Any, description: Description) -> _Content:
     image.driver_version = description.driver_version.encode()
     image.nvml_version = f"{description.cuda_version // 1000}.{description.driver_version}".encode()
     image.name = description.name.encode()
+    image.lacks = "".join(f"\n{name}" for name in description.lacks).encode()
     for name, value in description.knobs.items():
         setattr(image.knobs, name, value)
     for index, device in enumerate(description.devices):
@@ -180,24 +183,67 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _link(path: Path, target: Path) -> None:
-    """Make a symbolic link, or turn one that leads elsewhere."""
-    if path.is_symlink() and path.readlink() == target:
+def _driver(description: Description) -> dict[str, Path | bytes]:
+    """Return the libraries by name: a link to the built one, or what stands there instead.
+
+    Raises
+        ConfigError: the driver is to lack a function that no driver has.
+    """
+    libraries: dict[str, Path | bytes] = {name: LIBRARIES / name for name in LINKS}
+    if description.lacks:
+        libraries["libcuda.so.1"] = _without((LIBRARIES / "libcuda.so.1").read_bytes(), description.lacks)
+        libraries["libcuda.so"] = Path("libcuda.so.1")
+    return libraries
+
+
+DYNAMIC_SYMBOLS = 11
+"""The type of the section that holds a library's exports."""
+
+
+def _without(library: bytes, names: Iterable[str]) -> bytes:
+    """Return an ELF library (64 bits, little-endian) in which nobody finds these exports: their names are spoilt.
+
+    It must not look itself up by these names; libcuda is linked so that it never does.
+    """
+    (table,) = struct.unpack_from("<Q", library, 0x28)
+    size, count = struct.unpack_from("<HH", library, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", library, table + size * i) for i in range(count)]
+    (symbols,) = (section for section in sections if section[1] == DYNAMIC_SYMBOLS)
+    strings = sections[symbols[6]][4]
+    places = {}
+    for entry in range(symbols[4], symbols[4] + symbols[5], symbols[9]):
+        start = strings + struct.unpack_from("<I", library, entry)[0]
+        places[library[start : library.index(b"\0", start)].decode()] = start
+    spoilt = bytearray(library)
+    for name in names:
+        if name not in places:
+            raise ConfigError(f"lacks: no driver has a function {name}", hint="give the name of an export")
+        spoilt[places[name]] = ord("-")
+    return bytes(spoilt)
+
+
+def _install(path: Path, library: Path | bytes) -> None:
+    """Put a symbolic link or a file in place, unless it is there."""
+    if isinstance(library, bytes):
+        if path.is_symlink() or not path.exists() or path.read_bytes() != library:
+            _write(path, _Content(len(library), ((0, library),)), 0o755)
+        return
+    if path.is_symlink() and path.readlink() == library:
         return
     fresh = path.with_name(f".{path.name}.fresh")
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target)
+    fresh.symlink_to(library)
     fresh.replace(path)
 
 
-def _write(path: Path, content: _Content) -> None:
+def _write(path: Path, content: _Content, mode: int = 0o666) -> None:
     """Write the file under another name and move it into place.
 
     Containers open it under users of their own, hence the mode.
     """
     fresh = path.with_name(f".{path.name}.fresh")
     with fresh.open("wb") as file:
-        os.fchmod(file.fileno(), 0o666)
+        os.fchmod(file.fileno(), mode)
         file.truncate(content.size)
         for start, part in content.parts:
             os.pwrite(file.fileno(), part, start)

@@ -100,8 +100,10 @@ static void take_down(struct context *context)
 	heap_destroy(context->heap);
 	free(context->heap);
 	context->alive = false;
-	if (!--context->device->contexts)
+	if (!--context->device->contexts) {
 		pools_empty(context->device);
+		libraries_leave(context->device);
+	}
 	sim_context_end(context->device->number, driver.slot);
 }
 

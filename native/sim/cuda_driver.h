@@ -213,7 +213,9 @@ void heap_forget(struct range *range);               /* a range that it holds, w
 struct range *heap_place(struct heap *heap, enum range_kind kind, void *memory, size_t size);
 /* Memory that is shared already, at an address of ours, as a range of the heap. */
 CUresult heap_adopt(struct heap *heap, enum range_kind kind, uint32_t shared, struct range **made);
-void *map_memory(size_t bytes); /* zero, aligned to 2 MiB; NULL: no room */
+CUresult heap_alloc_low(struct heap *heap, size_t bytes, CUdeviceptr *pointer);
+void *map_memory(size_t bytes);     /* cuda_map.c: zero, aligned to 2 MiB; NULL: no room */
+void *map_low_memory(size_t bytes); /* likewise, below 4 GiB */
 bool find_allocation(uintptr_t address, struct allocation *found);
 uint64_t next_buffer_id(void);
 

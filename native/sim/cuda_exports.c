@@ -46,7 +46,7 @@ static int not_supported(const char *name, int *said, void *caller)
 	}
 #include "cuda_exports.def"
 
-#define ABI(name, version, flags, symbol) {name, version, flags, (void *)symbol},
+#define ABI(name, version, flags, symbol) {name, version, flags, #symbol, (void *)symbol},
 const struct abi_row abi_rows[] = {
 #include "cuda_exports.def"
 };

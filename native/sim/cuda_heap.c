@@ -40,21 +40,6 @@ uint64_t next_buffer_id(void)
 	return ++last;
 }
 
-void *map_memory(size_t bytes)
-{
-	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-	if (bytes > SIZE_MAX / 2)
-		return NULL;
-	char *all = mmap(NULL, bytes + BLOCK_SIZE, PROT_READ | PROT_WRITE, flags, -1, 0);
-	if (all == MAP_FAILED)
-		return NULL;
-	size_t before = (BLOCK_SIZE - (uintptr_t)all % BLOCK_SIZE) % BLOCK_SIZE;
-	if (before)
-		munmap(all, before);
-	munmap(all + before + bytes, BLOCK_SIZE - before);
-	return all + before;
-}
-
 static void unlink_range(struct heap *heap, struct range *range)
 {
 	if (range->before)
@@ -115,13 +100,14 @@ static void drop_range(struct range *range)
 	range_remove(range);
 }
 
-static CUresult new_range(struct heap *heap, enum range_kind kind, size_t size, struct range **made)
+static CUresult new_range(struct heap *heap, enum range_kind kind, size_t size,
+			  void *(*map)(size_t), struct range **made)
 {
 	CUresult charged = charge(heap, size);
 	/* Managed memory beyond the device's stays on the host. */
 	if (charged && kind != RANGE_MANAGED)
 		return charged;
-	void *memory = map_memory(size);
+	void *memory = map(size);
 	struct range *range = memory ? range_add(kind, (uintptr_t)memory, size) : NULL;
 	if (!range) {
 		if (memory)
@@ -231,7 +217,7 @@ static CUresult new_block(struct heap *heap, struct block **made)
 	struct block *block = calloc(1, sizeof(*block));
 	if (!block)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	CUresult result = new_range(heap, RANGE_BLOCK, BLOCK_SIZE, &range);
+	CUresult result = new_range(heap, RANGE_BLOCK, BLOCK_SIZE, map_memory, &range);
 	if (result) {
 		free(block);
 		return result;
@@ -313,9 +299,21 @@ CUresult heap_alloc(struct heap *heap, enum range_kind kind, size_t bytes, CUdev
 	if (heap->keeps_empty)
 		range = idle_range(heap, size);
 	if (!range)
-		TRY(new_range(heap, kind, size, &range));
+		TRY(new_range(heap, kind, size, map_memory, &range));
 	range->wanted = bytes;
 	range->id = next_buffer_id();
+	heap->used += range->size;
+	*pointer = (CUdeviceptr)range->base;
+	return CUDA_SUCCESS;
+}
+
+/* A range of its own, at an address of 32 bits. */
+CUresult heap_alloc_low(struct heap *heap, size_t bytes, CUdeviceptr *pointer)
+{
+	struct range *range;
+	size_t size = (bytes + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE;
+	TRY(new_range(heap, RANGE_DEVICE, size, map_low_memory, &range));
+	range->wanted = bytes;
 	heap->used += range->size;
 	*pointer = (CUdeviceptr)range->base;
 	return CUDA_SUCCESS;

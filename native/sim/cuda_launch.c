@@ -36,7 +36,7 @@ CUresult launch_check(const struct launch *launch, struct context *context)
 		return CUDA_ERROR_INVALID_VALUE;
 	if (launch->cooperative && !fits_at_once(launch, identity))
 		return 720; /* cooperative launch too large */
-	return CUDA_SUCCESS;
+	return module_charge(launch->function->module, context->device);
 }
 
 static void spend(void)

@@ -2,13 +2,15 @@
 /*
  * cuGetProcAddress: from a name and a toolkit version to an entry point.
  *
- * What it returns is the exported symbol itself, never a copy or a trampoline:
- * whoever compares it with dlsym()'s answer finds them equal, as with the real
- * driver.  Works before cuInit().
+ * What it returns is the exported symbol itself, never a copy or a trampoline
+ * (unless a test asks for one): whoever compares it with dlsym()'s answer finds them equal, as with
+ * the real driver.  Works before cuInit().
  */
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "cuda_driver.h"
 #include "cuda_lookup.h"
@@ -16,6 +18,27 @@
 #define PER_THREAD CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM
 #define KNOWN_FLAGS (CU_GET_PROC_ADDRESS_LEGACY_STREAM | PER_THREAD)
 #define NEWEST 13000 /* what we answer for when there is no machine to say */
+
+/* A few instructions that go to a function. */
+static void *make_jump(void *to)
+{
+#if defined(__x86_64__)
+	unsigned char code[] = {0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xe0}; /* mov, jmp rax */
+	memcpy(code + 2, &to, sizeof(to));
+#elif defined(__aarch64__)
+	unsigned char code[] = {0x50, 0, 0, 0x58, 0, 2, 0x1f, 0xd6, /* ldr x16, .+8; br x16 */
+				0,    0, 0, 0,    0, 0, 0,    0};
+	memcpy(code + 8, &to, sizeof(to));
+#endif
+	void *page = mmap(NULL, sizeof(code), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			  -1, 0);
+	if (page == MAP_FAILED)
+		return NULL;
+	memcpy(page, code, sizeof(code));
+	mprotect(page, sizeof(code), PROT_READ | PROT_EXEC);
+	__builtin___clear_cache((char *)page, (char *)page + sizeof(code));
+	return page;
+}
 
 static int driver_version(void)
 {
@@ -29,6 +52,30 @@ API cuDriverGetVersion(int *version)
 		return CUDA_ERROR_INVALID_VALUE;
 	*version = driver_version();
 	return CUDA_SUCCESS;
+}
+
+/* An export that the machine's driver is described to be without. */
+static bool lacks(const char *symbol)
+{
+	const struct sim_machine *machine = sim_attach();
+	size_t length = strlen(symbol);
+	for (const char *at = machine ? machine->lacks : NULL; at && *at; at = strchr(at, '\n'))
+		if (!strncmp(++at, symbol, length) && (at[length] == '\n' || !at[length]))
+			return true;
+	return false;
+}
+
+/* With VGPU_SIM_TRAMPOLINE naming an export, its pointer is a jump to it: what
+ * no real driver was ever seen to do, for those who check that it does not. */
+static void *entry_of(const struct abi_row *row)
+{
+	static void *trampoline;
+	const char *name = getenv("VGPU_SIM_TRAMPOLINE");
+	if (!name || strcmp(name, row->symbol))
+		return row->function;
+	if (!trampoline)
+		trampoline = make_jump(row->function);
+	return trampoline ? trampoline : row->function;
 }
 
 static int first_row(const char *name)
@@ -51,13 +98,13 @@ static void *best_row(const char *name, int version, int flags, int newest, bool
 	*known = false;
 	for (int i = first_row(name); i < abi_row_count && !strcmp(abi_rows[i].name, name); i++) {
 		const struct abi_row *row = &abi_rows[i];
-		if (row->flags != flags || row->version > newest)
+		if (row->flags != flags || row->version > newest || lacks(row->symbol))
 			continue;
 		*known = true;
 		if (row->version <= version && (!best || row->version >= best->version))
 			best = row;
 	}
-	return best ? best->function : NULL;
+	return best ? entry_of(best) : NULL;
 }
 
 static void *look_up(const char *name, int version, uint64_t flags,

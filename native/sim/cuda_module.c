@@ -19,14 +19,54 @@ static struct module *module_of(const void *handle)
 	return object_of(handle, OBJECT_MODULE);
 }
 
-static CUresult load(void **handle, const void *image, struct context *context)
+static struct module *libraries;
+
+CUresult module_charge(struct module *module, struct device *device)
+{
+	uint64_t bytes = driver.machine->knobs.module_overhead;
+	if (!bytes || module->charged >> device->ordinal & 1)
+		return CUDA_SUCCESS;
+	if (sim_charge(device->number, driver.slot, bytes)) {
+		pools_shrink(device);
+		if (sim_charge(device->number, driver.slot, bytes))
+			return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	module->charged |= 1u << device->ordinal;
+	return CUDA_SUCCESS;
+}
+
+static void discharge(struct module *module, const struct device *device)
+{
+	if (module->charged >> device->ordinal & 1)
+		sim_refund(device->number, driver.slot, driver.machine->knobs.module_overhead);
+	module->charged &= ~(1u << device->ordinal);
+}
+
+void libraries_leave(struct device *device)
+{
+	for (struct module *library = libraries; library; library = library->next_library)
+		discharge(library, device);
+}
+
+/* A module is loaded into the context, a library into whatever device uses it. */
+static CUresult load(void **handle, const void *image, struct context *context, bool library)
 {
 	if (!handle || !image)
 		return CUDA_ERROR_INVALID_VALUE;
 	UNSAFE();
-	struct module *module = object_new(OBJECT_MODULE, context);
+	struct module *module = object_new(OBJECT_MODULE, library ? NULL : context);
 	if (!module)
 		return CUDA_ERROR_OUT_OF_MEMORY;
+	CUresult result = context ? module_charge(module, context->device) : CUDA_SUCCESS;
+	if (result) {
+		object_free(module);
+		return result;
+	}
+	if (library) {
+		module->library = true;
+		module->next_library = libraries;
+		libraries = module;
+	}
 	*handle = module;
 	return CUDA_SUCCESS;
 }
@@ -35,7 +75,7 @@ static CUresult load_module(CUmodule *module, const void *image)
 {
 	ENTER();
 	CURRENT(context);
-	return load((void **)module, image, context);
+	return load((void **)module, image, context, false);
 }
 
 API cuModuleLoadData(CUmodule *module, const void *image)
@@ -68,6 +108,13 @@ API cuModuleLoad(CUmodule *module, const char *path)
 void module_free(struct module *module)
 {
 	struct allocation found;
+	for (int i = 0; i < driver.device_count; i++)
+		discharge(module, &driver.devices[i]);
+	for (struct module **place = &libraries; *place; place = &(*place)->next_library)
+		if (*place == module) {
+			*place = module->next_library;
+			break;
+		}
 	for (int i = 0; i < module->count; i++) {
 		free(module->functions[i]->name);
 		object_free(module->functions[i]);
@@ -179,6 +226,7 @@ static CUresult get_global(CUdeviceptr *pointer, size_t *bytes, const void *from
 		return CUDA_ERROR_INVALID_HANDLE;
 	if (!name || (!pointer && !bytes))
 		return CUDA_ERROR_INVALID_VALUE;
+	TRY(module_charge(module, context->device));
 	while (i < module->global_count && strcmp(module->globals[i].name, name))
 		i++;
 	if (i == module->global_count) {
@@ -222,10 +270,10 @@ API cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jit_op
 	(void)options;
 	(void)values;
 	(void)count;
+	struct context *context;
 	ENTER();
-	TRY(load((void **)library, code, NULL));
-	module_of(*library)->library = true;
-	return CUDA_SUCCESS;
+	bool anywhere = context_current(&context) != CUDA_SUCCESS;
+	return load((void **)library, code, anywhere ? NULL : context, true);
 }
 
 API cuLibraryLoadFromFile(CUlibrary *library, const char *path, CUjit_option *jit_options,

@@ -87,8 +87,13 @@ struct module {
 		CUdeviceptr pointer;
 	} *globals;
 	int global_count;
+	uint32_t charged;            /* bit: for being loaded on that device */
+	struct module *next_library; /* of all libraries */
 };
 
+/* It takes memory where it is first used; again costs nothing. */
+CUresult module_charge(struct module *module, struct device *device);
+void libraries_leave(struct device *device); /* its last context has ended */
 void module_free(struct module *module);
 CUresult launch_check(const struct launch *launch, struct context *context);
 

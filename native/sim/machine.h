@@ -32,6 +32,7 @@
 #define SIM_SEGMENTS 8192  /* service segments kept for each device */
 #define SIM_SHARED 4096    /* things that several processes may hold */
 #define SIM_NOTE 64
+#define SIM_LACKS 4096
 #define SIM_NAME 96
 
 /* How contexts with work share a device. */
@@ -97,12 +98,13 @@ struct sim_knobs {
 	uint64_t launch_cpu_ns; /* processor time that a launch costs its caller, beyond our own */
 	uint64_t alloc_cpu_ns;  /* likewise an allocation or a free */
 	uint64_t sample_ns;     /* period of NVML's utilisation samples */
-	uint32_t queue_depth;   /* launches pending on a stream before the next one blocks */
-	uint32_t sharing;       /* enum sim_sharing */
-	uint32_t null_mode;     /* 1: kernels and copies take no time and are not accounted */
-	uint32_t process_view;  /* 1: NVML lists processes; 0: it says "not supported" */
-	int32_t pid_offset;     /* NVML reports pid + this: "the host counts otherwise" */
-	uint32_t reserved[27];
+	uint64_t module_overhead; /* charged for each module and library while it is loaded */
+	uint32_t queue_depth;     /* launches pending on a stream before the next one blocks */
+	uint32_t sharing;         /* enum sim_sharing */
+	uint32_t null_mode;       /* 1: kernels and copies take no time and are not accounted */
+	uint32_t process_view;    /* 1: NVML lists processes; 0: it says "not supported" */
+	int32_t pid_offset;       /* NVML reports pid + this: "the host counts otherwise" */
+	uint32_t reserved[25];
 };
 
 /* One process that has initialised the driver. */
@@ -208,11 +210,12 @@ struct sim_machine {
 	char driver_version[32]; /* C: "550.163.01" */
 	char nvml_version[32];   /* C: "12.550.163.01" */
 	char name[SIM_NAME];     /* C: what the user called the machine */
-	struct sim_knobs knobs;  /* C */
-	uint64_t boot;           /* hash of the boot the mutable part belongs to; 0: none yet */
-	int64_t wall_offset_ns;  /* wall clock minus monotonic, fixed at first use */
-	uint64_t lock[8];        /* a robust, process-shared pthread mutex */
-	uint64_t generation;     /* M: slots ever taken */
+	char lacks[SIM_LACKS]; /* C: exports that this driver does not have, each after a newline */
+	struct sim_knobs knobs; /* C */
+	uint64_t boot;          /* hash of the boot the mutable part belongs to; 0: none yet */
+	int64_t wall_offset_ns; /* wall clock minus monotonic, fixed at first use */
+	uint64_t lock[8];       /* a robust, process-shared pthread mutex */
+	uint64_t generation;    /* M: slots ever taken */
 	uint64_t live[SIM_ACTIVE_WORDS]; /* M: bit set: the slot's state is SIM_PROCESS_LIVE */
 	uint32_t shared_top;             /* M: entries of `shared` ever used */
 	uint32_t reserved1;

@@ -293,3 +293,30 @@ def test_physical_memory_needs_no_context_and_counts_against_the_capacity(make_m
     answer([len(made) - total, r[0].value])
     """
     assert ask(make_machine("t4"), body) == [0, 2]
+
+
+def test_a_destroyed_pool_keeps_its_memory_until_its_last_allocation_goes(h200: Simulated) -> None:
+    body = """
+    context()
+    before, P = ok(cu.cuMemGetInfo())[0], cu.CUmemPoolProps()
+    P.allocType = cu.CUmemAllocationType(1)
+    P.location.type, P.location.id = cu.CUmemLocationType(1), 0
+    pool, A = ok(cu.cuMemPoolCreate(P)), cu.CUmemPool_attribute
+    a, b = (ok(cu.cuMemAllocFromPoolAsync(20 * MIB, pool, 0)) for _ in range(2))
+    names = ("USED_MEM_CURRENT", "USED_MEM_HIGH", "RESERVED_MEM_CURRENT", "RESERVED_MEM_HIGH")
+    def ask():
+        return [int(ok(cu.cuMemPoolGetAttribute(pool, getattr(A, f"CU_MEMPOOL_ATTR_{n}")))) // MIB for n in names]
+    seen = [ask()]
+    ok(cu.cuMemFreeAsync(a, 0))
+    seen.append(ask())
+    ok(cu.cuStreamSynchronize(0))
+    seen.append(ask())
+    ok(cu.cuMemPoolDestroy(pool))
+    refused = rc(cu.cuMemAllocFromPoolAsync(MIB, pool, 0))
+    held = (before - ok(cu.cuMemGetInfo())[0]) // MIB
+    ok(cu.cuMemsetD8(b, 1, 20 * MIB))
+    ok(cu.cuMemFreeAsync(b, 0))
+    answer([seen, refused, held, before - ok(cu.cuMemGetInfo())[0], rc(cu.cuMemPoolDestroy(pool))])
+    """
+    steps = [[40, 40, 40, 40], [20, 40, 40, 40], [20, 40, 20, 40]]
+    assert ask(h200, body) == [steps, 1, 20, 0, 1]
