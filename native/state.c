@@ -81,7 +81,8 @@ void vgpu_state_remove_tree(int parent, const char *name, int depth)
 	}
 	if (directory)
 		closedir(directory);
-	unlinkat(parent, name, AT_REMOVEDIR);
+	if (unlinkat(parent, name, AT_REMOVEDIR))
+		unlinkat(parent, name, 0); /* it was none */
 }
 
 int vgpu_state_remove_tenant(int tenants, const char *name)
@@ -98,14 +99,18 @@ int vgpu_state_remove_tenant(int tenants, const char *name)
 
 int vgpu_state_read(int directory, const char *name, void *to, size_t size)
 {
-	int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	/* Not blocking: under our lock, a pipe in its place would stop the whole node. */
+	int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	struct stat status;
 	size_t done = 0;
 	ssize_t got = 0;
 
 	if (fd < 0)
 		return -errno;
-	while (done < size && (got = pread(fd, (char *)to + done, size - done, (off_t)done)) > 0)
-		done += (size_t)got;
+	if (!fstat(fd, &status) && S_ISREG(status.st_mode))
+		while (done < size &&
+		       (got = pread(fd, (char *)to + done, size - done, (off_t)done)) > 0)
+			done += (size_t)got;
 	close(fd);
 	return got < 0 ? -EIO : done == size ? 0 : -ENODATA;
 }

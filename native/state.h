@@ -17,11 +17,12 @@ int vgpu_state_name_is_valid(const char *name);
 /* The directory of all tenants, made if need be and locked through `lock`; close both
  * when done.  A descriptor or -errno. */
 int vgpu_state_open(const char *state, int *lock);
-/* Entries of a directory; NULL when it cannot be read. */
+/* Entries of a directory; NULL, and errno says why. */
 DIR *vgpu_state_list(int parent, const char *name);
+/* -ENODATA: it is too short, or no regular file. */
 int vgpu_state_read(int parent, const char *name, void *to, size_t size);
 int vgpu_state_write(int parent, const char *name, const void *from, size_t size, mode_t mode);
-/* Remove a directory and at most `depth` levels below it. */
+/* Remove a file, or a directory and at most `depth` levels below it. */
 void vgpu_state_remove_tree(int parent, const char *name, int depth);
 /* Remove a tenant: out of sight by rename first. */
 int vgpu_state_remove_tenant(int parent, const char *name);

@@ -22,11 +22,22 @@
 
 /* ---- who lives -------------------------------------------------------------- */
 
+/* Whether what could not be opened or read is not there, or is not what we
+ * write.  For want of a descriptor, of memory or of a right nothing is known,
+ * and a tenant of which nothing is known lives. */
+static int is_missing(int error)
+{
+	return error == -ENOENT || error == -ENOTDIR || error == -ELOOP || error == -ENODATA;
+}
+
+/* 0, -ENODATA for what is no grant, or another -errno. */
 static int read_grant(int tenant, struct vgpu_grant *grant)
 {
-	if (vgpu_state_read(tenant, "grant", grant, sizeof(*grant)))
-		return -1;
-	return vgpu_grant_check(grant, sizeof(*grant)) ? -1 : 0;
+	int error = vgpu_state_read(tenant, "grant", grant, sizeof(*grant));
+
+	if (error)
+		return error;
+	return vgpu_grant_check(grant, sizeof(*grant)) ? -ENODATA : 0;
 }
 
 static int a_member_lives(int tenant)
@@ -35,35 +46,38 @@ static int a_member_lives(int tenant)
 	struct dirent *entry;
 	int lives = 0;
 
-	while (!lives && members && (entry = readdir(members))) {
+	if (!members)
+		return !is_missing(-errno);
+	while (!lives && (entry = readdir(members))) {
 		char *end;
 		uint64_t owner = strtoull(entry->d_name, &end, 16);
 
 		lives = owner && !*end && !vgpu_process_is_gone(owner, 0);
 	}
-	if (members)
-		closedir(members);
+	closedir(members);
 	return lives;
 }
 
 /* Rows keep a tenant alive whose first program has ended while a child works on.
  * A container's ledger is the container's to forge, so it has no say. */
-static int a_row_lives(int tenant, const struct vgpu_grant *grant)
+static int a_row_lives(int tenant)
 {
 	struct vgpu_ledger *ledger;
-	int lives = 0;
+	struct vgpu_grant grant;
+	int lives = 0, error = read_grant(tenant, &grant);
 
-	if (grant->kind != VGPU_KIND_PROCESS)
-		return 0;
+	if (error || grant.kind != VGPU_KIND_PROCESS)
+		return error && !is_missing(error);
 	/* Who is in it stands before what each holds. */
 	ledger = malloc(sizeof(*ledger));
 	if (!ledger)
 		return 1;
-	if (!vgpu_state_read(tenant, "ledger", ledger, offsetof(struct vgpu_ledger, lanes)))
-		for (int i = 0; i < VGPU_MAX_PROCESSES && !lives; i++)
-			lives = ledger->rows[i].owner &&
-				!vgpu_process_is_gone(ledger->rows[i].owner,
-						      ledger->rows[i].pid_namespace);
+	error = vgpu_state_read(tenant, "ledger", ledger, offsetof(struct vgpu_ledger, lanes));
+	if (error)
+		lives = !is_missing(error);
+	for (int i = 0; i < VGPU_MAX_PROCESSES && !error && !lives; i++)
+		lives = ledger->rows[i].owner &&
+			!vgpu_process_is_gone(ledger->rows[i].owner, ledger->rows[i].pid_namespace);
 	free(ledger);
 	return lives;
 }
@@ -71,13 +85,11 @@ static int a_row_lives(int tenant, const struct vgpu_grant *grant)
 static int tenant_lives(int tenants, const char *name)
 {
 	int tenant = openat(tenants, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-	struct vgpu_grant grant;
 	int lives;
 
 	if (tenant < 0)
-		return errno != ENOENT && errno != ENOTDIR;
-	lives = a_member_lives(tenant) ||
-		(!read_grant(tenant, &grant) && a_row_lives(tenant, &grant));
+		return !is_missing(-errno);
+	lives = a_member_lives(tenant) || a_row_lives(tenant);
 	close(tenant);
 	return lives;
 }
@@ -105,50 +117,64 @@ static int sweep(int tenants)
 
 /* ---- admission --------------------------------------------------------------- */
 
-/* What the other tenants leave of the device of `quota`. */
-static void subtract_tenants(int tenants, const struct vgpu_quota *quota, uint64_t *memory,
-			     uint64_t *cores)
+/* Take off what the grant of one tenant gives of the device of `quota`; 0 or -errno. */
+static int subtract_tenant(int tenants, const char *name, const struct vgpu_quota *quota,
+			   uint64_t *memory, uint64_t *cores)
+{
+	int tenant = openat(tenants, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	int error = tenant < 0 ? -errno : 0, slice;
+	struct vgpu_grant grant;
+	struct vgpu_quota other;
+	uint64_t taken;
+
+	if (!error) {
+		error = read_grant(tenant, &grant);
+		close(tenant);
+	}
+	if (error)
+		return is_missing(error) ? 0 : error;
+	slice = vgpu_slice_of(&grant, quota->device);
+	if (slice < 0)
+		return 0;
+	vgpu_quota_read(&grant, (uint32_t)slice, &other);
+	taken = vgpu_device_part(&other);
+	if (taken != UINT64_MAX)
+		*memory -= taken < *memory ? taken : *memory;
+	if (other.policy != VGPU_POLICY_NONE)
+		*cores -= other.cores < *cores ? other.cores : *cores;
+	return 0;
+}
+
+/* What the other tenants leave of the device of `quota`.  A tenant that cannot be
+ * looked at is an error: it must not be counted as none. */
+static int subtract_tenants(int tenants, const struct vgpu_quota *quota, uint64_t *memory,
+			    uint64_t *cores)
 {
 	DIR *directory = vgpu_state_list(tenants, ".");
 	struct dirent *entry;
+	int error = 0;
 
-	while (directory && (entry = readdir(directory))) {
-		int tenant, slice;
-		struct vgpu_grant grant;
-		uint64_t taken;
-
-		if (!vgpu_state_name_is_valid(entry->d_name))
-			continue;
-		tenant = openat(tenants, entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (tenant < 0)
-			continue;
-		if (!read_grant(tenant, &grant) &&
-		    (slice = vgpu_slice_of(&grant, quota->device)) >= 0) {
-			struct vgpu_quota other;
-
-			vgpu_quota_read(&grant, (uint32_t)slice, &other);
-			taken = vgpu_device_part(&other);
-			if (taken != UINT64_MAX)
-				*memory -= taken < *memory ? taken : *memory;
-			if (other.policy != VGPU_POLICY_NONE)
-				*cores -= other.cores < *cores ? other.cores : *cores;
-		}
-		close(tenant);
-	}
-	if (directory)
-		closedir(directory);
+	if (!directory)
+		return -errno;
+	while (!error && (entry = readdir(directory)))
+		if (vgpu_state_name_is_valid(entry->d_name))
+			error = subtract_tenant(tenants, entry->d_name, quota, memory, cores);
+	closedir(directory);
+	return error;
 }
 
 /* A slice without a limit takes what is left, so only limits are added up.
- * 0 or VGPU_SHORT. */
+ * 0, VGPU_SHORT or -errno. */
 static int admit(int tenants, const struct vgpu_grant *grant, struct vgpu_shortage *shortage)
 {
 	for (uint32_t i = 0; i < grant->slice_count; i++) {
 		const struct vgpu_quota *quota = &grant->slices[i];
 		uint64_t memory = quota->device_memory, cores = 100;
 		uint64_t wanted = vgpu_device_part(quota);
+		int error = subtract_tenants(tenants, quota, &memory, &cores);
 
-		subtract_tenants(tenants, quota, &memory, &cores);
+		if (error)
+			return error;
 		shortage->slice = i;
 		shortage->is_cores = 0;
 		shortage->free = memory;
@@ -261,7 +287,7 @@ int vgpu_tenant_room(const char *state, const uint8_t *device, uint64_t device_m
 		     uint64_t *memory, uint64_t *cores)
 {
 	struct vgpu_quota quota = {.device_memory = device_memory};
-	int lock, tenants = vgpu_state_open(state, &lock);
+	int lock, result, tenants = vgpu_state_open(state, &lock);
 
 	if (tenants < 0)
 		return tenants;
@@ -269,10 +295,10 @@ int vgpu_tenant_room(const char *state, const uint8_t *device, uint64_t device_m
 	*memory = device_memory;
 	*cores = 100;
 	sweep(tenants);
-	subtract_tenants(tenants, &quota, memory, cores);
+	result = subtract_tenants(tenants, &quota, memory, cores);
 	close(tenants);
 	close(lock);
-	return 0;
+	return result;
 }
 
 int vgpu_tenant_join(const char *state, const char *name, uint64_t member)

@@ -261,7 +261,7 @@ def read(state: Path, name: str) -> Tenant | None:
 def _mapped_grant(path: Path) -> Iterator[Any]:
     """The grant, mapped so that a change is seen at one moment; None when it is not a sound one."""
     ffi, lib = contract()
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         size = os.fstat(descriptor).st_size
         if size < ffi.sizeof("struct vgpu_grant"):

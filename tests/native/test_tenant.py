@@ -203,6 +203,78 @@ def test_a_tenant_whose_files_are_nonsense_is_swept_like_a_dead_one(abi: Any, st
 # ---- admission -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [PROCESS, CONTAINER])
+def test_a_node_that_has_run_out_of_descriptors_sweeps_no_live_tenant_and_gives_nothing_twice(
+    abi: Any, state: Path, sleeper: Sleeper, kind: int
+) -> None:
+    """Whatever can still be opened: a tenant that cannot be looked at is neither dead nor nothing."""
+    member, row = sleeper(), sleeper()
+    assert create(abi, state, abi.grant("a", [{"memory": 600}], kind), member.pid)[0] == 0
+    assert create(abi, state, abi.grant("b", [{"device": 2, "memory": 600}]), row.pid)[0] == 0
+    if kind == PROCESS:  # only a row keeps it alive
+        for path in (state / "tenants" / "b" / "members").iterdir():
+            path.unlink()
+        ledger = bytearray((state / "tenants" / "b" / "ledger").read_bytes())
+        at = abi.ffi.offsetof("struct vgpu_ledger", "rows")
+        ledger[at : at + 8] = abi.lib.vgpu_owner_of(row.pid).to_bytes(8, "little")
+        (state / "tenants" / "b" / "ledger").write_bytes(ledger)
+    script = """if True:
+        import os, resource, sys
+        sys.path[:0] = sys.argv[3:]
+        from vgpu_runtime._native._abi import ffi
+        lib = ffi.dlopen(sys.argv[1])
+        state = sys.argv[2].encode()
+        memory, cores = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        taken = []
+        def take():
+            try:
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                pass
+        for free in range(12):
+            take()
+            for _ in range(free):
+                os.close(taken.pop())
+            lib.vgpu_tenant_sweep(state)
+            result = lib.vgpu_tenant_room(state, bytes([1]) * 16, 1000, memory, cores)
+            print(free, result, memory[0])
+    """
+    paths = [str(build.ROOT), *filter(None, sys.path)]
+    library = str(build.OUTPUT / "libvgpu_abi.so")
+    done = subprocess.run([sys.executable, "-c", script, library, str(state), *paths], capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert tenants(state) == ["a", "b"]
+    answers = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert {result for _, result, _ in answers} == {0, -errno.EMFILE}
+    assert {memory for _, result, memory in answers if result == 0} == {400}
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, a_pipe, lambda path: path.symlink_to("/")])
+@pytest.mark.parametrize("name", ["a", "a/grant", "a/ledger", "a/members"])
+def test_whatever_stands_in_the_place_of_a_tenant_or_its_files_stops_nobody(
+    abi: Any, state: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    if "/" in name:
+        assert create(abi, state, abi.grant("a", [{}]))[0] == 0
+        for path in (state / "tenants" / "a" / "members").iterdir():
+            path.unlink()
+        place = state / "tenants" / name
+        place.rmdir() if place.is_dir() else place.unlink()
+    else:
+        (state / "tenants").mkdir(parents=True)
+    make(state / "tenants" / name)
+    for _ in range(2):
+        assert create(abi, state, abi.grant("a", [{}]))[0] == 0, "the remains are in the way"
+        assert abi.lib.vgpu_tenant_remove(os.fsencode(state), b"a") == 0
+    assert tenants(state) == []
+
+
 def test_memory_that_live_tenants_leave_is_told_to_the_byte(abi: Any, state: Path) -> None:
     assert create(abi, state, abi.grant("a", [{"memory": 700}]))[0] == 0
     result, shortage = create(abi, state, abi.grant("b", [{"device": 2}, {"device": 1, "memory": 301}]))
