@@ -135,7 +135,8 @@ int vgpu_process_is_gone(uint64_t owner, uint64_t pid_namespace)
 	if ((owner >> PID_BITS & TAG_MASK) != (here & TAG_MASK) ||
 	    (pid_namespace && pid_namespace != here))
 		return 0;
-	if (kill((pid_t)pid, 0) && errno == ESRCH)
+	/* Nobody has pid 0, and to ask for it would be to ask for ourselves. */
+	if (!pid || (kill((pid_t)pid, 0) && errno == ESRCH))
 		return 1;
 	if (!ticks || read_stat(pid, &stat))
 		return 0;

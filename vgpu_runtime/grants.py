@@ -27,6 +27,7 @@ from vgpu_runtime.units import format_memory
 
 LIBRARY = Path(__file__).parent / "_native" / "libvgpu_abi.so"
 MOST = 2**63 - 1  # what a reader of our JSON can hold, whatever a tenant wrote
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,62}")
 NAME_RULE = "letters, digits, '.', '_' and '-', not beginning with '.' or '-', and at most 63 of them"
 
 
@@ -182,7 +183,7 @@ def sweep(state: Path) -> int:
 
 def check_name(name: str) -> None:
     """Raise ConfigError when no tenant can be called so."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,62}", name):
+    if not NAME.fullmatch(name):
         raise ConfigError(f"tenant name {name!r}: it must be of {NAME_RULE}", hint="for example: train-1")
 
 
@@ -217,7 +218,7 @@ def _failure(what: str, state: Path, result: int) -> VgpuError:
 def tenants(state: Path) -> list[Tenant]:
     """The tenants on disk, by name. Those that disappear or are unreadable meanwhile are left out."""
     try:
-        names = sorted(entry.name for entry in os.scandir(state / "tenants") if not entry.name.startswith("."))
+        names = sorted(entry.name for entry in os.scandir(state / "tenants") if NAME.fullmatch(entry.name))
     except FileNotFoundError:
         return []
     except OSError as error:

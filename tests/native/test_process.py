@@ -54,6 +54,11 @@ def test_a_pid_that_is_used_again_does_not_revive_the_dead(abi: Any) -> None:
     assert abi.lib.vgpu_process_is_gone(again, HERE)
 
 
+def test_pid_0_which_a_hostile_ledger_may_name_is_nobody(abi: Any) -> None:
+    assert abi.lib.vgpu_process_is_gone(abi.lib.vgpu_owner(0, 12345, HERE), HERE)
+    assert abi.lib.vgpu_owner_of(0) == 0
+
+
 @pytest.mark.parametrize("namespace", [HERE + 1, HERE + 1024])
 def test_a_process_of_another_pid_namespace_is_not_judged(abi: Any, namespace: int) -> None:
     # No process has this pid here.
