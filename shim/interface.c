@@ -22,28 +22,38 @@ static int owner_of(uint32_t pid, uint64_t *owner)
 	return *owner ? 0 : -ESRCH;
 }
 
-static int fill_quota(struct vgpu_quota *quota, const char *device, uint64_t device_memory,
-		      uint64_t memory, uint32_t cores, uint32_t policy)
+/* What is not limited never spills, so that the part in the device has to be less
+ * than the device. */
+static int memory_is_valid(uint64_t device_memory, uint64_t memory, uint64_t spill)
 {
-	if (!device || vgpu_parse_uuid(device, quota->device) || memory > device_memory)
+	return spill ? spill <= memory && memory - spill < device_memory : memory <= device_memory;
+}
+
+static int fill_quota(struct vgpu_quota *quota, const char *device, uint64_t device_memory,
+		      uint64_t memory, uint64_t spill, uint32_t cores, uint32_t policy)
+{
+	if (!device || vgpu_parse_uuid(device, quota->device) ||
+	    !memory_is_valid(device_memory, memory, spill))
 		return -EINVAL;
 	quota->device_memory = device_memory;
 	quota->memory = memory;
 	quota->cores = cores;
 	quota->policy = policy;
+	quota->memory_spill = spill;
 	return 0;
 }
 
 int vgpu_make_tenant(const char *state, const char *name, uint32_t kind, uint32_t pid,
 		     uint32_t count, const char *const *devices, const uint64_t *device_memory,
 		     const uint64_t *memory, const uint32_t *cores, const uint32_t *policies,
-		     uint64_t *shortage)
+		     uint64_t *shortage, const uint64_t *spill, uint64_t host_memory)
 {
 	struct vgpu_grant grant = {.magic = VGPU_GRANT_MAGIC,
 				   .abi = VGPU_ABI,
 				   .size = sizeof(grant),
 				   .slice_count = count,
-				   .kind = kind};
+				   .kind = kind,
+				   .host_memory = host_memory};
 	struct vgpu_shortage why = {0, 0, 0};
 	size_t length = strlen(name);
 	uint64_t member;
@@ -55,7 +65,7 @@ int vgpu_make_tenant(const char *state, const char *name, uint32_t kind, uint32_
 	memcpy(grant.tenant, name, length);
 	for (uint32_t i = 0; i < count; i++) {
 		error = fill_quota(&grant.slices[i], devices[i], device_memory[i], memory[i],
-				   cores[i], policies[i]);
+				   spill ? spill[i] : 0, cores[i], policies[i]);
 		if (error)
 			return error;
 	}
@@ -109,7 +119,8 @@ int vgpu_own_slices(void)
 
 int vgpu_own_slice(uint32_t index, uint8_t *device, uint64_t *memory, uint64_t *memory_used,
 		   uint32_t *cores, uint32_t *policy, uint64_t *device_time_ns,
-		   uint64_t *throttled_ns, uint64_t *launches, uint64_t *refusals)
+		   uint64_t *throttled_ns, uint64_t *launches, uint64_t *refusals, uint64_t *spill,
+		   uint64_t *spilled)
 {
 	const struct tenant *tenant = vgpu_tenant();
 	const struct vgpu_usage *usage;
@@ -128,5 +139,19 @@ int vgpu_own_slice(uint32_t index, uint8_t *device, uint64_t *memory, uint64_t *
 	*throttled_ns = __atomic_load_n(&usage->throttled_ns, __ATOMIC_RELAXED);
 	*launches = __atomic_load_n(&usage->launches, __ATOMIC_RELAXED);
 	*refusals = __atomic_load_n(&usage->refusals, __ATOMIC_RELAXED);
+	*spill = quota.memory_spill;
+	*spilled = __atomic_load_n(&usage->memory_spilled, __ATOMIC_RELAXED);
+	return 0;
+}
+
+int vgpu_own_host_memory(uint64_t *memory, uint64_t *memory_used, uint64_t *refusals)
+{
+	const struct tenant *tenant = vgpu_tenant();
+
+	if (!tenant->ledger)
+		return tenant->is_faulty ? -EIO : -ENOENT;
+	*memory = __atomic_load_n(&tenant->grant->host_memory, __ATOMIC_RELAXED);
+	*memory_used = __atomic_load_n(&tenant->ledger->host_used, __ATOMIC_RELAXED);
+	*refusals = __atomic_load_n(&tenant->ledger->host_refusals, __ATOMIC_RELAXED);
 	return 0;
 }

@@ -75,7 +75,8 @@ class Slice:
     """A part of a device to be granted.
 
     ``memory`` bytes of its ``device_memory`` (None: not limited), and ``cores`` percent of its compute
-    under policy "fixed" or "balance"; policy "none" does not limit compute.
+    under policy "fixed" or "balance"; policy "none" does not limit compute. ``spill`` bytes of ``memory`` lie
+    in host memory; the rest has to be less than ``device_memory``, and only the rest is taken from the device.
     """
 
     device: str
@@ -83,13 +84,15 @@ class Slice:
     memory: int | None = None
     cores: int | None = None
     policy: str = "none"
+    spill: int = 0
 
 
 @dataclass(frozen=True)
 class SliceUsage:
     """One slice of this program's tenant: bytes, percent and nanoseconds, summed over its processes.
 
-    ``cores`` is what is enforced now, None when compute is not limited.
+    ``cores`` is what is enforced now, None when compute is not limited. ``memory_used`` is device memory; of
+    the ``spill`` bytes of ``memory`` that may lie in host memory instead, ``spilled`` do.
     """
 
     device: str
@@ -100,6 +103,17 @@ class SliceUsage:
     device_time_ns: int
     throttled_ns: int
     launches: int
+    refusals: int
+    spill: int = 0
+    spilled: int = 0
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Page-locked host memory of this program's tenant, in bytes; ``memory`` is None when it is not limited."""
+
+    memory: int | None
+    memory_used: int
     refusals: int
 
 
@@ -141,7 +155,8 @@ _CURES = {
     errno.ENOSPC: "free some space where the state directory is",
     errno.ESRCH: "name a process that lives",
     errno.EINVAL: "names are 1 to 63 letters, digits, dots, dashes and underscores and begin with no dot or dash; "
-    "cores are 1 to 100; memory is at most the device's",
+    "cores are 1 to 100; memory is at most the device's; spill is at most the memory, and what it leaves of it is less "
+    "than the device's; host memory is at least 1 byte",
 }
 
 
@@ -224,7 +239,7 @@ def _array(kind: Any, values: Sequence[Any]) -> Any:
 
 def _shortage(wanted: Sequence[Slice], told: Sequence[int]) -> Shortage:
     lacking, is_cores, free = wanted[told[0]], bool(told[1]), int(told[2])
-    asked = f"{lacking.cores}% of the compute" if is_cores else f"{lacking.memory} bytes"
+    asked = f"{lacking.cores}% of the compute" if is_cores else f"{(lacking.memory or 0) - lacking.spill} bytes"
     left = f"{free}%" if is_cores else f"{free} bytes"
     return Shortage(
         f"{asked} of device {lacking.device} were asked for, and the other tenants leave {left}",
@@ -235,11 +250,22 @@ def _shortage(wanted: Sequence[Slice], told: Sequence[int]) -> Shortage:
     )
 
 
-def create_tenant(state: str | Path, name: str, kind: str, slices: Sequence[Slice], pid: int | None = None) -> Path:
+def create_tenant(
+    state: str | Path,
+    name: str,
+    kind: str,
+    slices: Sequence[Slice],
+    pid: int | None = None,
+    host_memory: int | None = None,
+) -> Path:
     """Create a tenant whose first member is process ``pid`` (None: this one); its directory.
 
-    ``kind`` is "process" or "container". NameInUse, Shortage, or ShimError for anything else.
+    ``kind`` is "process" or "container"; ``host_memory`` bounds its page-locked host memory in bytes (None:
+    not limited). NameInUse, Shortage, or ShimError for anything else.
     """
+    # To C, 0 is "not limited", and all of a device too: who gives a number means a limit.
+    if (host_memory is not None and host_memory <= 0) or any(part.spill and part.memory is None for part in slices):
+        raise _failure(-errno.EINVAL, f"tenant {name!r} cannot be created in {state}")
     shortage = (ctypes.c_uint64 * 3)()
     code = _library().vgpu_make_tenant(
         os.fsencode(state),
@@ -253,6 +279,8 @@ def create_tenant(state: str | Path, name: str, kind: str, slices: Sequence[Slic
         _array(ctypes.c_uint32, [100 if part.cores is None else part.cores for part in slices]),
         _array(ctypes.c_uint32, [POLICIES[part.policy] for part in slices]),
         shortage,
+        _array(ctypes.c_uint64, [part.spill for part in slices]),
+        ctypes.c_uint64(host_memory or 0),
     )
     if code == -errno.EEXIST:
         raise NameInUse(f"tenant {name!r}: a live tenant has that name", hint="choose another name", code=-code)
@@ -305,12 +333,12 @@ def sweep(state: str | Path) -> int:
 
 def _own_slice(index: int) -> SliceUsage:
     device = (ctypes.c_uint8 * 16)()
-    memory, used, device_time, throttled, launches, refusals = (ctypes.c_uint64() for _ in range(6))
+    memory, used, device_time, throttled, launches, refusals, spill, spilled = (ctypes.c_uint64() for _ in range(8))
     cores, policy = ctypes.c_uint32(), ctypes.c_uint32()
     code = _library().vgpu_own_slice(
         ctypes.c_uint32(index),
         device,
-        *map(ctypes.byref, (memory, used, cores, policy, device_time, throttled, launches, refusals)),
+        *map(ctypes.byref, (memory, used, cores, policy, device_time, throttled, launches, refusals, spill, spilled)),
     )
     if code:
         raise _failure(code, f"slice {index}")
@@ -324,6 +352,8 @@ def _own_slice(index: int) -> SliceUsage:
         throttled_ns=throttled.value,
         launches=launches.value,
         refusals=refusals.value,
+        spill=spill.value,
+        spilled=spilled.value,
     )
 
 
@@ -333,3 +363,14 @@ def slices() -> list[SliceUsage]:
     if count < 0:
         raise Unusable("this program's tenant has files that cannot be used", hint="see stderr", code=-count)
     return [_own_slice(index) for index in range(count)]
+
+
+def host_memory() -> HostMemory | None:
+    """Page-locked host memory of the tenant that this program runs in; None when it runs in no tenant."""
+    memory, used, refusals = (ctypes.c_uint64() for _ in range(3))
+    code = _library().vgpu_own_host_memory(*map(ctypes.byref, (memory, used, refusals)))
+    if code == -errno.ENOENT:
+        return None
+    if code:
+        raise Unusable("this program's tenant has files that cannot be used", hint="see stderr", code=-code)
+    return HostMemory(memory.value or None, used.value, refusals.value)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import errno
 import os
 import subprocess
@@ -11,10 +12,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import vgpu_shim
-from tools.tenants import GIB, LIBRARY, ROOT, Driver, Tenant
+from tools.tenants import GIB, LIBRARY, MIB, ROOT, Driver, Tenant
 from vgpu_shim import Slice
 
 Make = Callable[..., Tenant]
@@ -40,6 +42,7 @@ def test_a_name_in_use_says_so(tmp_path: Path) -> None:
     ("wanted", "is_cores", "free"),
     [
         (replace(PART, memory=91 * GIB), False, 90 * GIB),
+        (replace(PART, memory=140 * GIB, spill=49 * GIB), False, 90 * GIB),
         (replace(PART, cores=76), True, 75),
     ],
 )
@@ -49,6 +52,7 @@ def test_a_shortage_tells_what_is_free(tmp_path: Path, wanted: Slice, is_cores: 
         vgpu_shim.create_tenant(tmp_path, "two", "process", [wanted])
     assert (caught.value.device, caught.value.is_cores, caught.value.free) == (DEVICE, is_cores, free)
     assert str(free) in caught.value.hint
+    assert is_cores or f"{91 * GIB} bytes" in str(caught.value), "what was asked of the device"
     assert not (tmp_path / "tenants" / "two").exists()
 
 
@@ -57,6 +61,8 @@ def test_room_is_what_the_quotas_leave(tmp_path: Path) -> None:
     assert vgpu_shim.room(tmp_path, device) == 100 * GIB
     vgpu_shim.create_tenant(tmp_path, "one", "process", [PART])
     assert vgpu_shim.room(tmp_path, device) == 90 * GIB
+    vgpu_shim.create_tenant(tmp_path, "two", "process", [replace(PART, memory=120 * GIB, spill=100 * GIB)])
+    assert vgpu_shim.room(tmp_path, device) == 70 * GIB
     assert vgpu_shim.room(tmp_path, replace(device, uuid=DEVICE.replace("8c2a", "0000"))) == 100 * GIB
 
 
@@ -72,6 +78,10 @@ def test_room_is_what_the_quotas_leave(tmp_path: Path) -> None:
         ("one", replace(PART, device=DEVICE.replace("-ea", "_ea"))),
         ("one", replace(PART, device="TPU" + DEVICE[3:])),
         ("one", replace(PART, memory=101 * GIB)),
+        ("one", replace(PART, memory=10 * GIB, spill=10 * GIB + 1)),
+        ("one", replace(PART, memory=101 * GIB, spill=GIB)),
+        ("one", replace(PART, memory=100 * GIB, spill=-1)),
+        ("one", replace(PART, memory=None, spill=GIB)),
         ("one", replace(PART, cores=0)),
         ("one", replace(PART, cores=101)),
     ],
@@ -81,6 +91,31 @@ def test_values_out_of_range_are_refused_with_the_rules(tmp_path: Path, name: st
         vgpu_shim.create_tenant(tmp_path, name, "process", [part])
     assert caught.value.errno == errno.EINVAL
     assert "1 to 100" in caught.value.hint
+    assert not (tmp_path / "tenants" / "one").exists()
+
+
+@pytest.mark.parametrize("host_memory", [0, -1])
+def test_a_limit_of_nothing_does_not_come_to_mean_no_limit(tmp_path: Path, host_memory: int) -> None:
+    with pytest.raises(vgpu_shim.ShimError) as caught:
+        vgpu_shim.create_tenant(tmp_path, "one", "process", [PART], host_memory=host_memory)
+    assert caught.value.errno == errno.EINVAL
+    assert "host memory is at least 1 byte" in caught.value.hint
+    assert not (tmp_path / "tenants").exists()
+
+
+def test_a_caller_that_knows_nothing_of_host_memory_leaves_it_out(tmp_path: Path) -> None:
+    def array(kind: type[Any], value: Any) -> Any:
+        return (kind * 1)(value)
+
+    made = ctypes.CDLL(str(LIBRARY)).vgpu_make_tenant(
+        os.fsencode(tmp_path), b"one", ctypes.c_uint32(1), ctypes.c_uint32(0), ctypes.c_uint32(1),
+        array(ctypes.c_char_p, DEVICE.encode()), array(ctypes.c_uint64, 100 * GIB), array(ctypes.c_uint64, 10 * GIB),
+        array(ctypes.c_uint32, 25), array(ctypes.c_uint32, 1), (ctypes.c_uint64 * 3)(), None, ctypes.c_uint64(0),
+    )  # fmt: skip
+    assert made == 0
+    vgpu_shim.create_tenant(tmp_path, "two", "process", [PART])
+    grants = [(tmp_path / "tenants" / name / "grant").read_bytes() for name in ("one", "two")]
+    assert grants[0].replace(b"one", b"two") == grants[1]
 
 
 def test_a_dead_process_cannot_be_a_member(tmp_path: Path) -> None:
@@ -131,6 +166,42 @@ def test_a_program_reads_its_own_slices(make_tenant: Make, driver: Driver, quota
     assert make_tenant(quota, 30).ask(script) == repr([expected])
 
 
+def test_a_program_reads_what_lies_in_host_memory(
+    make_tenant: Make, driver: Driver, quota: int, tmp_path: Path
+) -> None:
+    device = driver.devices[0]
+    part = Slice(device.uuid, device.memory, quota, None, "none", quota // 2)
+    script = f"""
+    sys.path.insert(0, {str(ROOT / "shim")!r})
+    import vgpu_shim
+    from client import *
+    up()
+    held = ctypes.c_void_p()
+    codes = [alloc({quota // 4 * 3})[0], alloc({quota})[0]]
+    codes += [cuda.cuMemAllocHost_v2(ctypes.byref(held), size({MIB} * amount)) for amount in (3, 2)]
+    (mine,), host = vgpu_shim.slices(), vgpu_shim.host_memory()
+    answer([codes, info(), mine.memory, mine.memory_used, mine.spill, mine.spilled, mine.refusals,
+            host.memory, host.memory_used, host.refusals])
+    """
+    directory = vgpu_shim.create_tenant(tmp_path / "state", "one", "process", [part], host_memory=4 * MIB)
+    codes, (free, total), memory, used, spill, spilled, refusals, *host = Tenant(driver, directory).ask(script)
+    assert (codes, refusals) == ([0, 2, 0, 2], 1)
+    assert host == [4 * MIB, 3 * MIB, 1]
+    assert (total, memory, spill) == (quota, quota, quota // 2)
+    assert used <= quota // 2 < used + spilled == quota - free
+    # Without the spill, the same part of the device has no room for it.
+    script = f"from client import *\nup()\nanswer(alloc({quota // 4 * 3})[0])"
+    assert make_tenant(quota // 2).ask(script) == 2
+
+
+def test_page_locked_memory_without_a_quota_is_counted_and_outside_of_a_tenant_there_is_none(
+    make_tenant: Make, driver: Driver, quota: int
+) -> None:
+    script = SLICES + "answer(repr(vgpu_shim.host_memory()))"
+    assert make_tenant(quota).ask(script) == repr(vgpu_shim.HostMemory(None, 0, 0))
+    assert Tenant(driver).ask(script) == "None"
+
+
 def test_a_slice_without_a_compute_limit_has_no_cores(make_tenant: Make, quota: int) -> None:
     assert [(one.cores, one.policy) for one in make_tenant(quota).usage()] == [(None, "none")]
 
@@ -144,9 +215,9 @@ def test_an_unusable_tenant_is_an_error(make_tenant: Make, quota: int) -> None:
     tenant = make_tenant(quota)
     assert tenant.directory is not None
     (tenant.directory / "ledger").unlink()
-    script = SLICES + "try:\n    vgpu_shim.slices()\nexcept vgpu_shim.Unusable as error:\n    answer(error.errno)"
-    done = tenant.attempt(*tenant.script(script))
-    assert done.stdout == f"{errno.EIO}\n"
+    for question in ("slices", "host_memory"):
+        ask = f"try:\n    vgpu_shim.{question}()\nexcept vgpu_shim.Unusable as error:\n    answer(error.errno)"
+        assert tenant.attempt(*tenant.script(SLICES + ask)).stdout == f"{errno.EIO}\n"
 
 
 def test_devices_are_listed_through_the_nvml_that_is_named(make_machine: Callable[[str], Driver]) -> None:
