@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from vgpu_runtime.errors import ConfigError, NameInUse, NodeError, NoSuchTenant, RefusedError, VgpuError
-from vgpu_runtime.model import Kind, Policy, Quota, Slice, Tenant, Usage
+from vgpu_runtime.model import HostMemory, Kind, Policy, Quota, Slice, Tenant, Usage
 from vgpu_runtime.units import format_memory
 
 LIBRARY = Path(__file__).parent / "_native" / "libvgpu_abi.so"
 MOST = 2**63 - 1  # what a reader of our JSON can hold, whatever a tenant wrote
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,62}")
+NO_LIMIT = 2**64 - 1  # UINT64_MAX, as the contract answers where it does not limit
 NAME_RULE = "letters, digits, '.', '_' and '-', not beginning with '.' or '-', and at most 63 of them"
 
 
@@ -90,17 +91,20 @@ def _write_quota(target: Any, quota: Quota) -> None:
     target.memory = quota.device_memory if quota.memory is None else quota.memory
     target.cores = 100 if quota.cores is None else quota.cores
     target.policy = _policies()[quota.policy]
+    target.memory_spill = quota.spill
 
 
 def _read_quota(source: Any) -> Quota:
-    ffi, _ = contract()
+    ffi, lib = contract()
     policy = {number: name for name, number in _policies().items()}[source.policy]
+    is_limited = lib.vgpu_device_part(source) != NO_LIMIT
     return Quota(
         device=uuid_text(bytes(ffi.buffer(source.device))),
         device_memory=source.device_memory,
-        memory=source.memory if source.memory < source.device_memory else None,
+        memory=source.memory if is_limited else None,
         cores=None if policy is Policy.NONE else source.cores,
         policy=policy,
+        spill=source.memory_spill if is_limited else 0,
     )
 
 
@@ -116,10 +120,13 @@ def member(pid: int) -> int:
     return owner
 
 
-def create(state: Path, name: str, kind: Kind, quotas: Sequence[Quota], owner: int) -> Path:
+def create(
+    state: Path, name: str, kind: Kind, quotas: Sequence[Quota], owner: int, host_memory: int | None = None
+) -> Path:
     """Create a tenant with `owner` (see member()) as its first member; its directory.
 
-    The quotas have one device each. Raises NameInUse, RefusedError when the live tenants leave too little,
+    The quotas have one device each; `host_memory` bytes of page-locked host memory are the tenant's in all
+    (None: not limited). Raises NameInUse, RefusedError when the live tenants leave too little,
     ConfigError for a bad name, NodeError for what the system refuses; nothing is left behind.
     """
     ffi, lib = contract()
@@ -136,6 +143,7 @@ def create(state: Path, name: str, kind: Kind, quotas: Sequence[Quota], owner: i
     grant.tenant = name.encode()
     grant.kind = _kinds()[kind]
     grant.slice_count = len(quotas)
+    grant.host_memory = host_memory or 0
     for target, quota in zip(grant.slices, quotas, strict=False):
         _write_quota(target, quota)
     shortage = ffi.new("struct vgpu_shortage *")
@@ -191,7 +199,7 @@ def _shortage(name: str, quota: Quota, is_cores: bool, free: int) -> RefusedErro
     if is_cores:
         asked, left = f"{quota.cores}% of the cores", f"{free}%"
     else:
-        asked = f"{format_memory(quota.memory or 0)} ({quota.memory} bytes)"
+        asked = f"{format_memory(quota.device_part or 0)} ({quota.device_part} bytes)"
         left = f"{format_memory(free)} ({free} bytes)"
     return RefusedError(
         f"tenant {name!r} asks for {asked} of {quota.device}; {left} is free",
@@ -245,6 +253,7 @@ def read(state: Path, name: str) -> Tenant | None:
             quotas.append(_read_quota(quota))
         kind = {number: kind for kind, number in _kinds().items()}.get(grant.kind, Kind.CONTAINER)
         ledger, fault = _read_ledger(directory / "ledger")
+        charged = [] if ledger is None else _charged(ledger)
         pids = set(_members(directory / "members"))
         if kind is Kind.PROCESS and ledger is not None:
             pids |= set(_rows(ledger))
@@ -253,8 +262,9 @@ def read(state: Path, name: str) -> Tenant | None:
             kind=kind,
             directory=str(directory),
             pids=tuple(sorted(pids)),
-            slices=tuple(Slice(item, _usage(ledger, number, item)) for number, item in enumerate(quotas)),
+            slices=tuple(Slice(item, _usage(ledger, charged, number, item)) for number, item in enumerate(quotas)),
             fault=fault,
+            host_memory=_host_memory(ledger, charged, grant.host_memory),
         )
 
 
@@ -304,17 +314,38 @@ def _read_ledger(path: Path) -> tuple[Any, str]:
     return ledger, ""
 
 
-def _usage(ledger: Any, number: int, quota: Quota) -> Usage:
+def _charged(ledger: Any) -> list[int]:
+    """Bytes charged, by account. What the dead still hold does not count: their tenant sweeps when it needs it."""
+    _, lib = contract()
+    charged = [int(lib.vgpu_charged(ledger, account)) for account in range(lib.VGPU_ACCOUNTS)]
+    for row in ledger.rows:
+        if row.owner and lib.vgpu_process_is_gone(row.owner, row.pid_namespace):
+            charged = [max(0, total - held) for total, held in zip(charged, row.memory, strict=True)]
+    return charged
+
+
+def _usage(ledger: Any, charged: Sequence[int], number: int, quota: Quota) -> Usage:
+    _, lib = contract()
     if ledger is None:
         return Usage(memory=0, refusals=0, device_time_ns=0, throttled_ns=0, launches=0)
     usage = ledger.slices[number]
+    part = quota.device_part
     return Usage(
-        memory=min(usage.memory_used, quota.device_memory if quota.memory is None else quota.memory),
+        memory=min(charged[number], quota.device_memory if part is None else part),
         refusals=min(usage.refusals, MOST),
         device_time_ns=min(usage.device_time_ns, MOST),
         throttled_ns=min(usage.throttled_ns, MOST),
         launches=min(usage.launches, MOST),
+        spill=min(charged[lib.VGPU_HOST - lib.VGPU_MAX_SLICES + number], quota.spill),
     )
+
+
+def _host_memory(ledger: Any, charged: Sequence[int], quota: int) -> HostMemory:
+    _, lib = contract()
+    limit = quota or None
+    if ledger is None:
+        return HostMemory(limit, 0, 0)
+    return HostMemory(limit, min(charged[lib.VGPU_HOST], limit or MOST), min(ledger.host_refusals, MOST))
 
 
 def _members(directory: Path) -> Iterator[int]:

@@ -44,20 +44,27 @@ class Quota:
 
     device: str  # UUID
     device_memory: int  # what the device has in all
-    memory: int | None
+    memory: int | None  # all that the tenant sees, the part that may spill included
     cores: int | None
     policy: Policy
+    spill: int = 0  # so much of `memory` lies in host memory; 0: the device has room for all of it
+
+    @property
+    def device_part(self) -> int | None:
+        """What the slice takes of the device's memory; None: it is not limited."""
+        return None if self.memory is None else max(0, self.memory - self.spill)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What all processes of a tenant hold and have spent on one device."""
 
-    memory: int
+    memory: int  # in the device's memory
     refusals: int  # allocations refused
     device_time_ns: int
     throttled_ns: int  # time that launches were delayed, summed over threads
     launches: int
+    spill: int = 0  # in host memory instead: `memory` and this together are what the tenant sees as used
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,15 @@ class Slice:
 
     quota: Quota
     usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Page-locked memory of the host that a tenant may have and has; spilled memory is not of it."""
+
+    quota: int | None
+    usage: int
+    refusals: int  # allocations refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +94,4 @@ class Tenant:
     pids: tuple[int, ...]  # live processes known to keep or use it, as this machine counts them
     slices: tuple[Slice, ...]
     fault: str  # why the ledger cannot be believed; its usage then reads 0. Empty: it can
+    host_memory: HostMemory = HostMemory(None, 0, 0)

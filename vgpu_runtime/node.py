@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from vgpu_runtime import gpus, grants, placement
 from vgpu_runtime.errors import ConfigError, NameInUse, NodeError, NoSuchTenant, RefusedError, UsageError
 from vgpu_runtime.model import Device, Kind, Policy, Quota, Tenant
-from vgpu_runtime.units import format_memory, parse_cores, parse_memory
+from vgpu_runtime.units import format_memory, parse_cores, parse_memory, parse_spill
 
 if TYPE_CHECKING:  # what reads YAML costs a command that needs no simulated machine too much
     from vgpu_runtime.machines import Machine
@@ -51,6 +51,7 @@ class Wish:
     memory: str | None
     cores: str | None
     policy: Policy | None
+    spill: str | None = None  # of `memory`, what may lie in host memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +145,42 @@ def pick(devices: Sequence[Device], names: Sequence[str]) -> list[Device]:
 
 def quota_on(device: Device, wish: Wish) -> Quota:
     """What `wish` means on `device`. ConfigError when the device is too small for it, or it is no quantity."""
-    memory = None if wish.memory is None else parse_memory(wish.memory, device.memory)
+    memory, spill = _memory_on(device, wish)
     cores = None if wish.cores is None else parse_cores(wish.cores)
-    if memory is not None and memory > device.memory:
-        raise ConfigError(
-            f"memory {wish.memory!r}: device {device.index} ({device.name}) has {format_memory(device.memory)} "
-            f"({device.memory} bytes) in all",
-            hint="ask for at most that, or for a percentage: 100%",
-        )
     if cores is None and wish.policy in {Policy.FIXED, Policy.BALANCE}:
         raise UsageError(f"policy {wish.policy} needs a quota of cores", hint="for example: --cores 30")
     if cores is not None and wish.policy is Policy.NONE:
         raise UsageError("policy none does not limit compute, so cores mean nothing", hint="leave one of them out")
     policy = wish.policy or (Policy.NONE if cores is None else Policy.FIXED)
-    return Quota(device.uuid, device.memory, memory, cores, policy)
+    return Quota(device.uuid, device.memory, memory, cores, policy, spill)
+
+
+def _memory_on(device: Device, wish: Wish) -> tuple[int | None, int]:
+    """Bytes of memory, None for no limit, and how many of them may spill."""
+    if wish.memory is None:
+        if wish.spill is not None:
+            raise UsageError(
+                f"spill {wish.spill!r}: only memory that is limited can spill",
+                hint="for example: --memory 8GiB --spill 2GiB",
+            )
+        return None, 0
+    memory = parse_memory(wish.memory, device.memory)
+    there = f"device {device.index} ({device.name}) has {format_memory(device.memory)} ({device.memory} bytes) in all"
+    if wish.spill is None:
+        if memory > device.memory:
+            raise ConfigError(
+                f"memory {wish.memory!r}: {there}", hint="ask for at most that, or for a percentage: 100%"
+            )
+        return memory, 0
+    spill = parse_spill(wish.spill, memory, device.memory)
+    # A part as large as the device is no limit to it, and what is not limited never spills.
+    if memory - spill >= device.memory:
+        raise ConfigError(
+            f"memory {wish.memory!r} with spill {wish.spill!r}: {there}, and the part that does not spill, "
+            f"{format_memory(memory - spill)} ({memory - spill} bytes), must be less",
+            hint="let more of it spill, or ask for less memory: --memory 100% --spill 25%",
+        )
+    return memory, spill
 
 
 def _quotas(node: Node, devices: Sequence[Device], names: Sequence[str], wish: Wish) -> list[Quota]:
@@ -182,7 +205,8 @@ def _quotas(node: Node, devices: Sequence[Device], names: Sequence[str], wish: W
 
 
 def _words(quota: Quota) -> str:
-    memory = "" if quota.memory is None else f"{format_memory(quota.memory)} ({quota.memory} bytes)"
+    part = quota.device_part
+    memory = "" if part is None else f"{format_memory(part)} ({part} bytes)"
     cores = "" if quota.cores is None else f"{quota.cores}% of the cores"
     return " and ".join(filter(None, (memory, cores))) or "a slice"
 
@@ -199,10 +223,13 @@ def _rooms(devices: Sequence[Device], there: Sequence[Tenant]) -> str:
 # ---- tenants --------------------------------------------------------------------------------------
 
 
-def admit(node: Node, name: str | None, names: Sequence[str], wish: Wish, pid: int) -> Admission:
+def admit(
+    node: Node, name: str | None, names: Sequence[str], wish: Wish, pid: int, host_memory: int | None = None
+) -> Admission:
     """Create a tenant for process `pid`: on the devices of those `names`, else on the one with most room.
 
-    Everything is judged before anything is made. A tenant without a name gets one of its own.
+    `host_memory` bounds its page-locked host memory in bytes, if given. Everything is judged before anything
+    is made. A tenant without a name gets one of its own.
     """
     devices = gpus.devices(node.driver)
     owner = grants.member(pid)
@@ -214,7 +241,7 @@ def admit(node: Node, name: str | None, names: Sequence[str], wish: Wish, pid: i
         own = f"run-{pid}-{attempt + 1}" if attempt else f"run-{pid}"
         title = own if name is None else name
         try:
-            directory = grants.create(node.state, title, Kind.PROCESS, quotas, owner)
+            directory = grants.create(node.state, title, Kind.PROCESS, quotas, owner, host_memory)
         except NameInUse:
             if name is not None or attempt == tries - 1:
                 raise

@@ -3,8 +3,9 @@
 Choosing a device for a slice.
 
 A choice is a pure function of the wish and the tenants: same input, same device. Quotas are added up, not
-what happens to be in use now, because a tenant may take all of its quota at any moment. The final word is
-the admission in `tenant.c`, which counts the same way under a lock.
+what happens to be in use now, because a tenant may take all of its quota at any moment; of a quota that may
+spill, only the part in the device counts. The final word is the admission in `tenant.c`, which counts the same
+way under a lock.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Room:
 def room_on(device: str, device_memory: int, tenants: Sequence[Tenant]) -> Room:
     """What `tenants` leave of the device of that UUID; only limited quotas take something away."""
     quotas = [part.quota for tenant in tenants for part in tenant.slices if part.quota.device == device]
-    memory = sum(quota.memory for quota in quotas if quota.memory is not None)
+    memory = sum(quota.device_part or 0 for quota in quotas)
     cores = sum(quota.cores for quota in quotas if quota.cores is not None and quota.policy is not Policy.NONE)
     return Room(memory=max(0, device_memory - memory), cores=max(0, 100 - cores), tenants=len(quotas))
 
@@ -41,7 +42,7 @@ def choose(wishes: Sequence[Quota], tenants: Sequence[Tenant]) -> Quota | None:
     best: tuple[tuple[int, int, int], Quota] | None = None
     for wish in wishes:
         room = room_on(wish.device, wish.device_memory, tenants)
-        if (wish.memory or 0) > room.memory:
+        if (wish.device_part or 0) > room.memory:
             continue
         if wish.policy is not Policy.NONE and (wish.cores or 0) > room.cores:
             continue

@@ -34,8 +34,10 @@ _SIZES = {
 # also take digits of other scripts.
 _QUANTITY = re.compile(r"([0-9]{1,30})(?:\.([0-9]{1,30}))? ?([A-Za-z]{0,12}|%)", re.ASCII)
 
-_MEMORY_RULE = "a whole number of bytes above 0, with a unit or as a percentage of the device"
-_MEMORY_HINT = "write for example 8GiB or 8Gi (binary), 8192MiB, 8G (decimal), 8589934592, or 25%"
+_SIZE_RULE = "a whole number of bytes above 0, with a unit"
+_SIZE_HINT = "write for example 8GiB or 8Gi (binary), 8192MiB, 8G (decimal), 8589934592"
+_MEMORY_RULE = f"{_SIZE_RULE} or as a percentage of the device"
+_MEMORY_HINT = f"{_SIZE_HINT}, or 25%"
 _CORES_RULE = "a whole percentage of the device's compute, from 1 to 100"
 _CORES_HINT = "write for example 30 or 30%"
 
@@ -45,36 +47,69 @@ def _refuse(what: str, value: str, why: str, hint: str) -> ConfigError:
     return ConfigError(f"{what} {shown!r}: {why}", hint=hint)
 
 
-def parse_memory(text: str, device_memory: int) -> int:
+def parse_memory(text: str, device_memory: int, what: str = "memory") -> int:
     """Bytes of memory that `text` asks for on a device of `device_memory` bytes.
 
     Takes `8GiB`, `8Gi`, `8192MiB`, `8G` and `8GB` (decimal), plain bytes, and `25%` of the device; blanks
     around it are ignored, and one before the unit. A part after the point is fine when the result is a
-    whole number of bytes. Raises ConfigError with the value, the rule and an example. Whether the result fits
-    the device is not judged here.
+    whole number of bytes. Raises ConfigError with the value (called `what`), the rule and an example. Whether
+    the result fits the device is not judged here.
     """
+    return _parse(what, text, device_memory, _MEMORY_RULE, _MEMORY_HINT)
+
+
+def parse_spill(text: str, memory: int, device_memory: int) -> int:
+    """Bytes of a slice's `memory` that may lie in host memory, as parse_memory() reads them.
+
+    Raises ConfigError also when no byte of `memory` would be left in the device: every context needs some.
+    """
+    size = parse_memory(text, device_memory, "spill")
+    if size >= memory:
+        raise _refuse(
+            "spill",
+            text,
+            f"it must be less than the memory of which it is a part, {format_memory(memory)} ({memory} bytes)",
+            "write for example a memory of 8GiB and a spill of 2GiB: 6GiB then lie in the device's memory",
+        )
+    return size
+
+
+def parse_host_memory(text: str) -> int:
+    """Bytes of page-locked host memory that `text` asks for: as parse_memory(), but no percentage.
+
+    There is no device of which it could be one. Raises ConfigError with the value, the rule and an example.
+    """
+    return _parse("host memory", text, None, _SIZE_RULE, _SIZE_HINT)
+
+
+def _parse(what: str, text: str, device_memory: int | None, rule: str, hint: str) -> int:
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
-        raise _refuse("memory", text, f"it must be {_MEMORY_RULE}", _MEMORY_HINT)
+        raise _refuse(what, text, f"it must be {rule}", hint)
     whole, part, unit = match.group(1), match.group(2) or "", match.group(3)
     if len(unit) > 1:
         unit = unit.upper()
     number = Fraction(int(whole + part), 10 ** len(part))
     if unit == "%":
+        if device_memory is None:
+            raise _refuse(
+                what, text, f"it is no part of a device, so it cannot be a percentage: it must be {rule}", hint
+            )
         if not 0 < number <= 100:
-            raise _refuse("memory", text, "a percentage of the device lies above 0 and up to 100", _MEMORY_HINT)
+            raise _refuse(what, text, "a percentage of the device lies above 0 and up to 100", hint)
         size = int(number * device_memory / 100)
     elif unit in _SIZES:
         exact = number * _SIZES[unit]
         if exact.denominator != 1:
-            raise _refuse("memory", text, "it does not come out in whole bytes", _MEMORY_HINT)
+            raise _refuse(what, text, "it does not come out in whole bytes", hint)
         size = int(exact)
     else:
-        raise _refuse("memory", text, f"there is no unit {match.group(3)!r}", _MEMORY_HINT)
+        raise _refuse(what, text, f"there is no unit {match.group(3)!r}", hint)
     if size <= 0:
-        raise _refuse("memory", text, f"it must be {_MEMORY_RULE}", _MEMORY_HINT)
+        raise _refuse(what, text, f"it must be {rule}", hint)
     if size > MAX_BYTES:
-        raise _refuse("memory", text, "it is more than any device has", _MEMORY_HINT)
+        holder = "machine" if device_memory is None else "device"
+        raise _refuse(what, text, f"it is more than any {holder} has", hint)
     return size
 
 

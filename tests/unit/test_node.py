@@ -77,6 +77,43 @@ def test_a_wish_may_be_all_of_a_device_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(
+    ("memory", "spill", "expected"),
+    [
+        ("800", "200", (800, 200, 600)),
+        ("80%", "30%", (800, 300, 500)),
+        ("1000", "1", (1000, 1, 999)),
+        ("1500", "501", (1500, 501, 999)),
+        ("800", None, (800, 0, 800)),
+    ],
+)
+def test_what_spills_of_the_memory_need_not_be_in_the_device(
+    memory: str, spill: str | None, expected: tuple[int, int, int]
+) -> None:
+    quota = quota_on(GPUS[0], Wish(memory, None, None, spill))
+    assert (quota.memory, quota.spill, quota.device_part) == expected
+
+
+def test_memory_without_a_limit_takes_no_part_and_has_none_to_spill() -> None:
+    quota = quota_on(GPUS[0], Wish(None, "30", None))
+    assert (quota.spill, quota.device_part) == (0, None)
+    with pytest.raises(UsageError, match="'200'") as caught:
+        quota_on(GPUS[0], Wish(None, None, None, "200"))
+    assert "--memory 8GiB --spill 2GiB" in caught.value.hint
+
+
+@pytest.mark.parametrize(("memory", "spill"), [("1500", "500"), ("1500", "1"), ("100000", "200")])
+def test_what_does_not_spill_must_be_less_than_the_device(memory: str, spill: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{memory}' with spill '{spill}'.*1000 bytes.*{int(memory) - int(spill)}"):
+        quota_on(GPUS[0], Wish(memory, None, None, spill))
+
+
+@pytest.mark.parametrize("spill", ["800", "900", "-1", "0", "8g"])
+def test_a_spill_that_cannot_be_is_refused(spill: str) -> None:
+    with pytest.raises(ConfigError, match=f"spill '{spill}'"):
+        quota_on(GPUS[0], Wish("800", None, None, spill))
+
+
+@pytest.mark.parametrize(
     ("name", "index"),
     [("0", 0), ("1", 1), ("2:0", 2), (GPUS[1].uuid, 1), (GPUS[1].uuid.upper(), 1), ("GPU-11112", 1), ("mig-3", 2)],
 )

@@ -13,8 +13,10 @@ IDLE = Usage(memory=0, refusals=0, device_time_ns=0, throttled_ns=0, launches=0)
 SIZE = 1000
 
 
-def wish(device: str, memory: int | None = None, cores: int | None = None, policy: Policy = Policy.NONE) -> Quota:
-    return Quota(device, SIZE, memory, cores, policy)
+def wish(
+    device: str, memory: int | None = None, cores: int | None = None, policy: Policy = Policy.NONE, spill: int = 0
+) -> Quota:
+    return Quota(device, SIZE, memory, cores, policy, spill)
 
 
 def tenant(*quotas: Quota) -> Tenant:
@@ -49,6 +51,13 @@ def test_a_device_without_cores_left_is_passed_over_unless_none_are_asked_for() 
     assert choose([wish(name, 50) for name in "ab"], there) == wish("a", 50)
 
 
+def test_of_a_quota_that_may_spill_only_the_part_in_the_device_counts() -> None:
+    there = [tenant(wish("a", 900, spill=600)), tenant(wish("a", 200))]
+    assert room_on("a", SIZE, there).memory == 500
+    assert choose([wish("a", 1200, spill=700)], there) == wish("a", 1200, spill=700)
+    assert choose([wish("a", 1200, spill=699)], there) is None
+
+
 def test_what_fits_nowhere_gets_nothing() -> None:
     assert choose([wish("a", 101)], [tenant(wish("a", 900))]) is None
     assert choose([], []) is None
@@ -60,6 +69,7 @@ quotas = st.builds(
     st.none() | st.integers(1, SIZE),
     st.integers(1, 100),
     st.sampled_from(list(Policy)),
+    st.integers(0, SIZE // 2),
 )
 
 
@@ -68,16 +78,17 @@ quotas = st.builds(
     memory=st.none() | st.integers(1, SIZE),
     cores=st.integers(1, 100),
     policy=st.sampled_from(list(Policy)),
+    spill=st.integers(0, SIZE),
 )
 def test_a_choice_fits_and_no_device_that_fits_has_more_free_memory(
-    there: list[Tenant], memory: int | None, cores: int, policy: Policy
+    there: list[Tenant], memory: int | None, cores: int, policy: Policy, spill: int
 ) -> None:
-    wishes = [wish(name, memory, cores, policy) for name in "abc"]
+    wishes = [wish(name, memory, cores, policy, spill) for name in "abc"]
     rooms = {name: room_on(name, SIZE, there) for name in "abc"}
     fitting = [
         room.memory
         for room in rooms.values()
-        if (memory or 0) <= room.memory and (policy is Policy.NONE or cores <= room.cores)
+        if (memory or 0) - spill <= room.memory and (policy is Policy.NONE or cores <= room.cores)
     ]
     chosen = choose(wishes, there)
     assert (chosen is None) == (not fitting)

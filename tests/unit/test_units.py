@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vgpu_runtime.errors import EXIT_USAGE, ConfigError
-from vgpu_runtime.units import MAX_BYTES, format_memory, parse_cores, parse_memory
+from vgpu_runtime.units import (
+    MAX_BYTES,
+    format_memory,
+    parse_cores,
+    parse_host_memory,
+    parse_memory,
+    parse_spill,
+)
 
 DEVICE = 143_771 * 2**20
 UNITS = {
@@ -144,6 +153,51 @@ def test_any_text_gives_a_size_or_a_config_error(text: str) -> None:
     except ConfigError:
         return
     assert 0 < size <= MAX_BYTES
+
+
+@pytest.mark.parametrize("text", [text for text in BAD_MEMORY if "%" not in text], ids=lambda text: repr(text)[:20])
+@pytest.mark.parametrize(
+    ("what", "parse"),
+    {"spill": lambda text: parse_spill(text, DEVICE, DEVICE), "host memory": parse_host_memory}.items(),
+    ids=["spill", "host memory"],
+)
+def test_what_is_no_memory_is_no_other_size_either_and_is_called_by_its_name(
+    what: str, parse: Callable[[str], int], text: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert str(caught.value).startswith(f"{what} {repr(text)[:-1][:40]}")
+    assert "8GiB" in caught.value.hint
+
+
+@pytest.mark.parametrize(("text", "size"), [(text, size) for text, size in GOOD_MEMORY.items() if "%" not in text])
+def test_host_memory_is_read_to_the_byte(text: str, size: int) -> None:
+    assert parse_host_memory(text) == size
+
+
+def test_host_memory_is_no_part_of_a_device() -> None:
+    with pytest.raises(ConfigError, match=r"'25%'.*cannot be a percentage") as caught:
+        parse_host_memory("25%")
+    assert "8GiB" in caught.value.hint
+    assert "%" not in caught.value.hint, "an example that would be refused"
+
+
+@pytest.mark.parametrize(("text", "size"), {"2GiB": 2 * 2**30, "1": 1, "0.5%": 5, "79.9%": 799}.items())
+def test_spill_is_read_as_memory_is(text: str, size: int) -> None:
+    assert parse_spill(text, 3 * 2**30 if text == "2GiB" else 800, 1000) == size
+
+
+@pytest.mark.parametrize("text", ["800", "801", "80%", "100%", "9GiB"])
+def test_a_spill_that_leaves_the_device_nothing_is_refused_with_the_value_the_rule_and_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"spill '{text}': it must be less than the memory .*800 bytes") as caught:
+        parse_spill(text, 800, 1000)
+    assert "2GiB" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["0%", "101%"])
+def test_a_percentage_that_is_none_is_no_spill(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"spill '{text}': a percentage of the device"):
+        parse_spill(text, 800, 1000)
 
 
 @pytest.mark.parametrize(("text", "cores"), {"30": 30, "30%": 30, "1": 1, "100": 100, " 007 ": 7}.items())

@@ -20,7 +20,7 @@ from vgpu_runtime import grants, node
 from vgpu_runtime.cli import options
 from vgpu_runtime.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, ProgramError, UsageError
 from vgpu_runtime.model import Policy
-from vgpu_runtime.units import parse_cores, parse_memory
+from vgpu_runtime.units import parse_cores, parse_host_memory, parse_memory
 
 EPILOG = """
 \b
@@ -29,10 +29,12 @@ Examples:
   vgpu run --memory 25% --name a -- python serve.py     a quarter of the device, known as "a"
   vgpu run --join a -- nvidia-smi                       a second program, on the same quota
   vgpu run --device 0 --device 2 --memory 8GiB -- prog  that much of two devices
+  vgpu run --memory 24GiB --spill 8GiB -- prog          24GiB, 16GiB of them in the device
   vgpu run --sim h200 --memory 8GiB -- nvitop -1        no GPU needed
 \b
 Quantities: 8GiB and 8Gi are binary, 8GB and 8G decimal; 8589934592 is bytes; 25% is of the device.
-Without --memory the memory is not limited, without --cores the compute.
+Without --memory the memory is not limited, without --cores the compute, without --host-memory
+the page-locked host memory. Nothing lies in host memory instead of the device's without --spill.
 The exit code is the program's; 127 when there is no such program, 126 when it cannot be started.
 """
 
@@ -45,6 +47,10 @@ The exit code is the program's; 127 when there is no such program, 126 when it c
     short_help="Run a program within a slice of a GPU.",
 )
 @click.option("--memory", metavar="SIZE", help="Device memory: 8GiB, 8192MiB, 8G, bytes, or 25% of the device.")
+@click.option("--spill", metavar="SIZE", help="Of --memory, so much may lie in host memory, which is slower.")
+@click.option(
+    "--host-memory", metavar="SIZE", help="Page-locked memory of the host, for all programs together: 4GiB, bytes."
+)
 @click.option("--cores", metavar="PERCENT", help="Compute: percent of the device's time, 1 to 100.")
 @click.option(
     "--policy",
@@ -66,6 +72,8 @@ The exit code is the program's; 127 when there is no such program, 126 when it c
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
     memory: str | None,
+    spill: str | None,
+    host_memory: str | None,
     cores: str | None,
     policy: str | None,
     devices: tuple[str, ...],
@@ -76,8 +84,8 @@ def command(
     arguments: tuple[str, ...],
 ) -> None:
     """Run PROGRAM within a slice of a GPU, in the place of this command."""
-    wish = node.Wish(memory, cores, Policy(policy) if policy else None)
-    _check(wish, devices, name, join)
+    wish = node.Wish(memory, cores, Policy(policy) if policy else None, spill)
+    _check(wish, host_memory, devices, name, join)
     environ = initial_environment()
     node.refuse_inside_a_tenant(environ)
     path = find_program(program, environ.get("PATH", os.defpath))
@@ -86,7 +94,8 @@ def command(
     if join is not None:
         admission = node.join(here, join, os.getpid())
     else:
-        admission = node.admit(here, name, devices, wish, os.getpid())
+        locked = None if host_memory is None else parse_host_memory(host_memory)
+        admission = node.admit(here, name, devices, wish, os.getpid(), locked)
     try:
         become(path, [program, *arguments], node.environment(here, admission, environ))
     except OSError as error:
@@ -99,11 +108,15 @@ def command(
         ) from error
 
 
-def _check(wish: node.Wish, devices: tuple[str, ...], name: str | None, join: str | None) -> None:
+def _check(
+    wish: node.Wish, host_memory: str | None, devices: tuple[str, ...], name: str | None, join: str | None
+) -> None:
     """Judge what can be judged before any device is looked at."""
     if join is not None:
         given = {
             "--memory": wish.memory,
+            "--spill": wish.spill,
+            "--host-memory": host_memory,
             "--cores": wish.cores,
             "--policy": wish.policy,
             "--device": devices or None,
@@ -117,6 +130,10 @@ def _check(wish: node.Wish, devices: tuple[str, ...], name: str | None, join: st
                 )
     if wish.memory is not None:
         parse_memory(wish.memory, 2**40)
+    if wish.spill is not None:
+        parse_memory(wish.spill, 2**40, "spill")
+    if host_memory is not None:
+        parse_host_memory(host_memory)
     if wish.cores is not None:
         parse_cores(wish.cores)
 
