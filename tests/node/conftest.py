@@ -16,7 +16,7 @@ import build
 import pytest
 
 # A CUDA program in the words of ctypes: it says what it sees, does what its arguments say, and prints JSON.
-#   alloc=BYTES  hold  (until stdin ends)
+#   BYTES (of the device)  host:BYTES (of the host, page-locked)  hold (until stdin ends)
 CUDA = """
 import ctypes, json, os, sys
 cuda = ctypes.CDLL("libcuda.so.1")
@@ -32,6 +32,9 @@ for word in sys.argv[1:]:
     if word == "hold":
         print(json.dumps(answers), flush=True)
         sys.stdin.read()
+    elif word.startswith("host:"):
+        pointer = ctypes.c_void_p()
+        answers.append(call("cuMemAllocHost_v2", ctypes.byref(pointer), ctypes.c_size_t(int(word[5:]))))
     else:
         pointer = ctypes.c_uint64()
         answers.append(call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(int(word))))

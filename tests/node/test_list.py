@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 GIB = 2**30
+CONTEXT = 300 * 2**20  # what a program's context takes on the simulated one
 
 
 def test_without_tenants_it_says_so(vgpu: Any) -> None:
@@ -19,7 +20,7 @@ def test_without_tenants_it_says_so(vgpu: Any) -> None:
 
 
 def test_a_tenant_is_listed_with_its_quota_its_usage_and_its_processes(vgpu: Any) -> None:
-    process = vgpu.hold("--name", "a", "--memory", "10GiB", "--cores", 30, do=[4 * GIB])
+    process = vgpu.hold("--name", "a", "--memory", "10GiB", "--cores", 30, do=[4 * GIB - CONTEXT])
     (tenant,) = vgpu.tenants()
     (part,) = tenant.pop("slices")
     assert tenant == {
@@ -28,11 +29,42 @@ def test_a_tenant_is_listed_with_its_quota_its_usage_and_its_processes(vgpu: Any
         "directory": str(vgpu.state / "tenants" / "a"),
         "pids": [process.pid],
         "fault": "",
+        "host_memory": {"quota": None, "usage": 0, "refusals": 0},
     }
     assert part["quota"].pop("device").startswith("GPU-")
-    assert part["quota"] == {"device_memory": 143_771 * 2**20, "memory": 10 * GIB, "cores": 30, "policy": "fixed"}
+    assert part["quota"] == {
+        "device_memory": 143_771 * 2**20, "memory": 10 * GIB, "cores": 30, "policy": "fixed", "spill": 0
+    }  # fmt: skip
     assert part["usage"]["memory"] == 4 * GIB
     assert part["usage"]["refusals"] == 0
+    assert part["usage"]["spill"] == 0
+
+
+def test_what_lies_in_host_memory_is_told_apart_from_what_is_page_locked_there(vgpu: Any) -> None:
+    first = vgpu.hold("--name", "a", "--memory", "10GiB", "--spill", "4GiB", "--host-memory", "2GiB")
+    assert vgpu.cuda("--join", "a", do=[11 * GIB, f"host:{3 * GIB}"])["answers"] == [2, 2]
+    second = vgpu.hold("--join", "a", do=[6 * GIB - 2 * CONTEXT, 3 * GIB, f"host:{GIB}"])
+    (tenant,) = vgpu.tenants()
+    (part,) = tenant["slices"]
+    assert (part["quota"]["memory"], part["quota"]["spill"]) == (10 * GIB, 4 * GIB)
+    assert (part["usage"]["memory"], part["usage"]["spill"], part["usage"]["refusals"]) == (6 * GIB, 3 * GIB, 1)
+    assert tenant["host_memory"] == {"quota": 2 * GIB, "usage": GIB, "refusals": 1}
+    head, line = vgpu("list").stdout.splitlines()
+    assert "SPILLED" in head
+    pids = " ".join(map(str, sorted([first.pid, second.pid])))
+    assert " ".join(line.split()).endswith(
+        f" 9 GiB / 10 GiB 3 GiB / 4 GiB all 0.0 s 0.0 s 1 1 GiB / 2 GiB, 1 refused {pids}"
+    )
+
+
+def test_page_locked_memory_is_listed_without_a_quota_too(vgpu: Any) -> None:
+    vgpu.hold("--name", "a", do=[f"host:{GIB}"])
+    (tenant,) = vgpu.tenants()
+    assert tenant["host_memory"] == {"quota": None, "usage": GIB, "refusals": 0}
+    head, line = vgpu("list").stdout.splitlines()
+    assert "HOST MEMORY" in head
+    assert "SPILLED" not in head, "nobody has that"
+    assert "1 GiB / all" in line
 
 
 def test_what_is_not_limited_is_null(vgpu: Any) -> None:
@@ -49,10 +81,23 @@ def test_refusals_and_launches_are_counted(vgpu: Any) -> None:
     assert tenant["slices"][0]["usage"]["refusals"] == 2
 
 
+def test_what_the_dead_have_not_given_back_is_not_in_use(vgpu: Any) -> None:
+    vgpu.hold("--name", "a", "--memory", "4GiB", "--spill", "2GiB")
+    killed = vgpu.hold("--join", "a", do=[3 * GIB, f"host:{GIB}"])
+    (tenant,) = vgpu.tenants()
+    used = tenant["slices"][0]["usage"]
+    assert (used["memory"], used["spill"]) == (2 * GIB, GIB + 2 * CONTEXT)
+    assert tenant["host_memory"]["usage"] == GIB
+    killed.kill()
+    killed.wait()
+    (tenant,) = vgpu.tenants()
+    used = tenant["slices"][0]["usage"]
+    assert (used["memory"], used["spill"], tenant["host_memory"]["usage"]) == (CONTEXT, 0, 0)
+
+
 def test_the_table_has_a_line_for_each_slice(vgpu: Any) -> None:
-    process = vgpu.hold(
-        "--name", "both", "--device", 0, "--device", 1, "--memory", "10GiB", "--cores", 30, sim="2xh200", do=[GIB]
-    )
+    options = ["--name", "both", "--device", 0, "--device", 1, "--memory", "10GiB", "--cores", 30]
+    process = vgpu.hold(*options, sim="2xh200", do=[GIB - CONTEXT])
     lines = vgpu("list", "--sim", "2xh200").stdout.splitlines()
     assert lines[0].split() == ["TENANT", "DEVICE", "MEMORY", "CORES", "DEVICE", "TIME", "THROTTLED", "REFUSED", "PIDS"]
     assert " ".join(lines[1].split()) == f"both 0 1 GiB / 10 GiB 30% fixed 0.0 s 0.0 s 0 {process.pid}"
@@ -115,7 +160,7 @@ SPOILERS = [
 def test_a_spoiled_ledger_is_reported_and_hides_no_other_tenant(vgpu: Any, spoil: Any) -> None:
     bad = vgpu.start("run", "--sim", "h200", "--name", "bad", "--memory", "1GiB", "--", "sh", "-c", "echo; read x")
     bad.stdout.readline()
-    vgpu.hold("--name", "good", "--memory", "2GiB", do=[GIB])
+    vgpu.hold("--name", "good", "--memory", "2GiB", do=[GIB - CONTEXT])
     spoil(vgpu.state / "tenants" / "bad" / "ledger")
     spoiled, good = vgpu.tenants()
     assert spoiled["fault"].startswith("ledger: ")
@@ -129,16 +174,31 @@ def test_a_spoiled_ledger_is_reported_and_hides_no_other_tenant(vgpu: Any, spoil
 
 
 def test_a_ledger_full_of_lies_shows_no_more_than_the_quota(vgpu: Any) -> None:
-    process = vgpu.start("run", "--sim", "h200", "--name", "a", "--memory", "1GiB", "--", "sh", "-c", "echo; read x")
+    process = vgpu.start("run", "--sim", "h200", "--name", "a", "--memory", "3GiB", "--spill", "2GiB",
+                         "--host-memory", "5GiB", "--", "sh", "-c", "echo; read x")  # fmt: skip
     process.stdout.readline()
     path = vgpu.state / "tenants" / "a" / "ledger"
     content = path.read_bytes()
     # The header stays: everything that it announces is forged.
     path.write_bytes(content[:16] + b"\xff" * (len(content) - 16))
     (tenant,) = vgpu.tenants()
-    assert tenant["slices"][0]["usage"]["memory"] == GIB
-    assert max(tenant["slices"][0]["usage"].values()) < 2**63
+    usage = tenant["slices"][0]["usage"]
+    assert (usage["memory"], usage["spill"], tenant["host_memory"]["usage"]) == (GIB, 2 * GIB, 5 * GIB)
+    assert max(*usage.values(), *tenant["host_memory"].values()) < 2**63
     assert tenant["pids"] == [process.pid]
+
+
+def test_a_ledger_full_of_lies_spills_nothing_where_nothing_may_spill(vgpu: Any) -> None:
+    process = vgpu.start("run", "--sim", "h200", "--name", "a", "--", "sh", "-c", "echo; read x")
+    process.stdout.readline()
+    path = vgpu.state / "tenants" / "a" / "ledger"
+    content = path.read_bytes()
+    path.write_bytes(content[:16] + b"\xff" * (len(content) - 16))
+    (tenant,) = vgpu.tenants()
+    assert tenant["slices"][0]["usage"]["spill"] == 0
+    assert tenant["slices"][0]["usage"]["memory"] == tenant["slices"][0]["quota"]["device_memory"]
+    assert tenant["host_memory"]["usage"] == 2**63 - 1
+    assert vgpu("list").returncode == 0
 
 
 def test_a_grant_that_is_none_is_left_out(vgpu: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 GIB = 2**30
 H200 = 143_771 * GIB // 1024  # bytes that NVML counts on the simulated one
+CONTEXT = 300 * 2**20  # what a program's context takes on the simulated one
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,16 @@ BAD = {
     ("--device", "7"): "0: GPU-",
     ("--device", "GPU-"): "0: GPU-",
     ("--memory", "200GiB"): "140.4 GiB",
+    ("--spill", "2GiB"): "--memory 8GiB --spill 2GiB",
+    ("--spill", "-1"): "8GiB",
+    ("--spill", "8g"): "8GiB",
+    ("--spill", "101%"): "25%",
+    ("--spill", "0"): "8GiB",
+    ("--host-memory", "25%"): "8GiB",
+    ("--host-memory", "-1"): "8GiB",
+    ("--host-memory", "0"): "8GiB",
+    ("--host-memory", "many"): "8GiB",
+    ("--host-memory", ""): "8GiB",
 }
 
 
@@ -67,6 +78,28 @@ def test_a_wrong_value_is_named_with_its_rule_and_an_example_and_nothing_starts(
     assert vgpu.tenants() == []
 
 
+@pytest.mark.parametrize(
+    ("memory", "spill", "rule"),
+    [
+        ("8GiB", "9GiB", "it must be less than the memory"),
+        ("8GiB", "8GiB", "it must be less than the memory"),
+        ("25%", "50%", "it must be less than the memory"),
+        ("200GiB", "1GiB", "must be less"),
+        ("100%", "0%", "a percentage of the device lies above 0"),
+    ],
+)
+def test_a_spill_that_does_not_go_with_the_memory_is_refused_and_nothing_starts(
+    vgpu: Any, tmp_path: Path, memory: str, spill: str, rule: str
+) -> None:
+    done = vgpu.run("--memory", memory, "--spill", spill, program=["touch", tmp_path / "started"])
+    assert done.returncode == 2
+    assert f"spill '{spill}'" in done.stderr
+    assert rule in done.stderr
+    assert "hint: " in done.stderr
+    assert not (tmp_path / "started").exists()
+    assert vgpu.tenants() == []
+
+
 def test_cores_that_mean_nothing_are_refused(vgpu: Any) -> None:
     done = vgpu.run("--policy", "none", "--cores", 30, program=["true"])
     assert done.returncode == 2
@@ -74,8 +107,8 @@ def test_cores_that_mean_nothing_are_refused(vgpu: Any) -> None:
 
 
 def test_an_allocation_over_the_quota_is_refused_and_the_program_goes_on(vgpu: Any) -> None:
-    said = vgpu.cuda("--memory", "8GiB", do=[9 * GIB, 8 * GIB])
-    assert said["answers"] == [2, 0]
+    said = vgpu.cuda("--memory", "8GiB", do=[9 * GIB, 8 * GIB - CONTEXT + 1, 8 * GIB - CONTEXT])
+    assert said["answers"] == [2, 2, 0]
     assert said["free"] == 0
 
 
@@ -83,6 +116,27 @@ def test_the_same_allocation_succeeds_without_a_quota(vgpu: Any) -> None:
     said = vgpu.cuda(do=[9 * GIB, 8 * GIB])
     assert said["answers"] == [0, 0]
     assert said["total"] > 139 * GIB
+
+
+def test_memory_that_may_spill_is_the_programs_beyond_its_part_of_the_device(vgpu: Any) -> None:
+    work = [5 * GIB, 5 * GIB, 5 * GIB, 5 * GIB]
+    said = vgpu.cuda("--memory", "16GiB", "--spill", "8GiB", do=work)
+    assert (said["answers"], said["total"]) == ([0, 0, 0, 2], 16 * GIB)
+    # Without the grant's word nothing spills: the same slice of the device takes one of them.
+    said = vgpu.cuda("--memory", "8GiB", do=work)
+    assert (said["answers"], said["total"]) == ([0, 2, 2, 2], 8 * GIB)
+
+
+def test_a_slice_may_be_larger_than_the_device_by_what_spills(vgpu: Any) -> None:
+    assert vgpu.cuda("--memory", "200GiB", "--spill", "70GiB")["total"] == 200 * GIB
+
+
+def test_page_locked_memory_follows_its_quota_and_no_other(vgpu: Any) -> None:
+    work = [f"host:{3 * GIB}", f"host:{2 * GIB}", f"host:{GIB}", 2 * GIB]
+    # All of the device's memory is given out before: the host's is another matter.
+    said = vgpu.cuda("--memory", "1GiB", "--host-memory", "4GiB", do=[GIB - CONTEXT, *work])
+    assert said["answers"] == [0, 0, 2, 0, 2]
+    assert vgpu.cuda("--memory", "1GiB", do=work)["answers"] == [0, 0, 0, 2]
 
 
 def test_an_nvml_client_sees_the_slice_and_not_the_card(vgpu: Any) -> None:

@@ -15,18 +15,28 @@ import pytest
 
 GIB = 2**30
 H200 = 143_771 * GIB // 1024  # bytes that NVML counts on the simulated one
+CONTEXT = 300 * 2**20  # what a program's context takes on the simulated one
 
 
 def test_programs_that_join_share_one_quota(vgpu: Any) -> None:
     vgpu.hold("--name", "a", "--memory", "10GiB", do=[6 * GIB])
-    said = vgpu.cuda("--join", "a", do=[5 * GIB, 4 * GIB])
+    said = vgpu.cuda("--join", "a", do=[4 * GIB, 4 * GIB - 2 * CONTEXT])
     assert said["answers"] == [2, 0]
     assert (said["total"], said["free"]) == (10 * GIB, 0)
-    assert vgpu.cuda("--join", "a")["free"] == 4 * GIB, "what a joined program held came back at its end"
+    assert vgpu.cuda("--join", "a")["free"] == 4 * GIB - 2 * CONTEXT, "what a joined program held came back at its end"
 
 
 @pytest.mark.parametrize(
-    "option", [("--memory", "1GiB"), ("--cores", "30"), ("--policy", "none"), ("--device", "0"), ("--name", "b")]
+    "option",
+    [
+        ("--memory", "1GiB"),
+        ("--spill", "1GiB"),
+        ("--host-memory", "1GiB"),
+        ("--cores", "30"),
+        ("--policy", "none"),
+        ("--device", "0"),
+        ("--name", "b"),
+    ],
 )
 def test_joining_takes_no_other_wish(vgpu: Any, option: tuple[str, str]) -> None:
     done = vgpu.run("--join", "a", *option, program=["true"])
@@ -50,7 +60,7 @@ def test_joining_on_another_machine_fails(vgpu: Any) -> None:
 
 def test_a_tenant_lives_on_with_a_program_that_joined_it(vgpu: Any) -> None:
     first = vgpu.hold("--name", "a", "--memory", "10GiB")
-    second = vgpu.hold("--join", "a", do=[GIB])
+    second = vgpu.hold("--join", "a", do=[GIB - CONTEXT])
     first.communicate("")
     (tenant,) = vgpu.tenants()
     assert (tenant["name"], tenant["pids"]) == ("a", [second.pid])
@@ -88,12 +98,12 @@ def wait_until(condition: Any) -> None:
 
 
 def test_what_a_killed_run_held_is_there_for_the_next(vgpu: Any) -> None:
-    killed = vgpu.hold("--name", "a", "--memory", "100GiB", do=[100 * GIB])
+    killed = vgpu.hold("--name", "a", "--memory", "100GiB", do=[100 * GIB - CONTEXT])
     assert vgpu.run("--memory", "100GiB", program=["true"]).returncode == 1
     killed.kill()
     killed.wait()
     assert (vgpu.state / "tenants" / "a").exists(), "nobody has come since"
-    said = vgpu.cuda("--name", "a", "--memory", "100GiB", do=[100 * GIB])
+    said = vgpu.cuda("--name", "a", "--memory", "100GiB", do=[100 * GIB - CONTEXT])
     assert said["answers"] == [0]
     assert vgpu.tenants() == []
 
@@ -112,6 +122,31 @@ def test_memory_that_others_have_is_refused_and_what_is_free_is_told(vgpu: Any) 
         assert done.returncode == 1
         assert f"{H200 - 100 * GIB} bytes" in done.stderr
     assert vgpu.run("--memory", H200 - 100 * GIB, program=["true"]).returncode == 0
+
+
+def test_what_spills_of_a_quota_is_left_to_others(vgpu: Any) -> None:
+    vgpu.hold("--name", "a", "--memory", "100GiB", "--spill", "60GiB")
+    free = H200 - 40 * GIB
+    for options in ([], ["--device", "0"]):
+        done = vgpu.run("--memory", free + 60 * GIB, "--spill", 60 * GIB - 1, *options, program=["true"])
+        assert done.returncode == 1
+        assert f"{free} bytes" in done.stderr
+        assert f"{free + 1} bytes" in done.stderr, "what was asked of the device"
+        done = vgpu.run("--memory", free + 60 * GIB, "--spill", "60GiB", *options, program=["true"])
+        assert done.returncode == 0, done.stderr
+    assert vgpu.run("--memory", free, program=["true"]).returncode == 0
+
+
+def test_programs_that_join_share_what_spills_and_the_page_locked_memory(vgpu: Any) -> None:
+    vgpu.hold("--name", "a", "--memory", "4GiB", "--spill", "2GiB", "--host-memory", "2GiB", do=[f"host:{GIB}"])
+    work = [3 * GIB, GIB - 2 * CONTEXT + 1, GIB - 2 * CONTEXT, f"host:{2 * GIB}", f"host:{GIB}"]
+    for _ in range(2):  # what a joined program held comes back at its end
+        said = vgpu.cuda("--join", "a", do=work)
+        assert (said["answers"], said["free"]) == ([0, 2, 0, 2, 0], 0)
+    (tenant,) = vgpu.tenants()
+    usage = tenant["slices"][0]["usage"]
+    assert (usage["memory"], usage["spill"], usage["refusals"]) == (CONTEXT, 0, 2)
+    assert tenant["host_memory"] == {"quota": 2 * GIB, "usage": GIB, "refusals": 2}
 
 
 def test_cores_that_others_have_are_refused_and_what_is_free_is_told(vgpu: Any) -> None:

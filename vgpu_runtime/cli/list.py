@@ -11,10 +11,12 @@ import click
 from vgpu_runtime import gpus, grants, node
 from vgpu_runtime.cli import options
 from vgpu_runtime.errors import NodeError
-from vgpu_runtime.model import Policy, Slice, Tenant
+from vgpu_runtime.model import HostMemory, Policy, Slice, Tenant
 from vgpu_runtime.units import format_memory
 
-COLUMNS = ("TENANT", "DEVICE", "MEMORY", "CORES", "DEVICE TIME", "THROTTLED", "REFUSED", "PIDS")
+COLUMNS = (
+    "TENANT", "DEVICE", "MEMORY", "SPILLED", "CORES", "DEVICE TIME", "THROTTLED", "REFUSED", "HOST MEMORY", "PIDS"
+)  # fmt: skip
 
 
 @click.command("list", short_help="Show the tenants: their quotas and what they use.")
@@ -23,8 +25,10 @@ COLUMNS = ("TENANT", "DEVICE", "MEMORY", "CORES", "DEVICE TIME", "THROTTLED", "R
 def command(as_json: bool, sim: str | None) -> None:
     """Show the tenants: their quotas and what they use.
 
-    Memory is used / quota. Device time is what launches have cost, throttled is how long they were delayed.
-    Tenants whose programs have all ended are removed first.
+    Memory is used / quota. Spilled is what of it lies in host memory, used / quota; host memory is what is
+    page-locked there, used / quota and allocations refused. Each of the two is shown where a tenant has it.
+    Device time is what launches have cost, throttled is how long they were delayed. Tenants whose programs have
+    all ended are removed first.
     """
     here = node.open_node(sim, os.environ)
     grants.sweep(here.state)
@@ -59,32 +63,53 @@ def print_table(tenants: list[Tenant], numbers: dict[str, str]) -> None:
     if not tenants:
         click.echo("no tenants")
         return
-    table = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in {"TENANT", "DEVICE", "PIDS"} else "right", no_wrap=True)
+    rows = []
     for tenant in tenants:
         for number, part in enumerate(tenant.slices):
-            first = number == 0
-            table.add_row(
-                tenant.name if first else "",
-                numbers.get(part.quota.device, part.quota.device),
-                *_cells(part, tenant.fault),
-                " ".join(map(str, tenant.pids)) if first else "",
-            )
+            cells = {"DEVICE": numbers.get(part.quota.device, part.quota.device), **_cells(part, tenant.fault)}
+            if number == 0:
+                cells |= {"TENANT": tenant.name, "PIDS": " ".join(map(str, tenant.pids)),
+                          "HOST MEMORY": _host_memory(tenant)}  # fmt: skip
+            rows.append(cells)
+    # What nobody has would only take the room of what somebody has.
+    columns = [
+        column
+        for column in COLUMNS
+        if column not in {"SPILLED", "HOST MEMORY"} or any(cells.get(column) for cells in rows)
+    ]
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in {"TENANT", "DEVICE", "PIDS"} else "right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*(cells.get(column, "") for column in columns))
     # A pipe has no width: nothing is cut off there.
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def _cells(part: Slice, fault: str) -> tuple[str, ...]:
+def _cells(part: Slice, fault: str) -> dict[str, str]:
     quota, usage = part.quota, part.usage
     memory = "all" if quota.memory is None else format_memory(quota.memory)
     cores = "all" if quota.policy is Policy.NONE else f"{quota.cores}% {quota.policy}"
+    spill = f" / {format_memory(quota.spill)}" if quota.spill else ""
     if fault:
-        return (f"? / {memory}", cores, "?", "?", fault)
-    return (
-        f"{format_memory(usage.memory)} / {memory}",
-        cores,
-        f"{usage.device_time_ns / 1e9:.1f} s",
-        f"{usage.throttled_ns / 1e9:.1f} s",
-        str(usage.refusals),
-    )
+        spilled = f"?{spill}" if spill else ""
+        return {"MEMORY": f"? / {memory}", "SPILLED": spilled, "CORES": cores, "DEVICE TIME": "?", "THROTTLED": "?",
+                "REFUSED": fault}  # fmt: skip
+    return {
+        "MEMORY": f"{format_memory(usage.memory + usage.spill)} / {memory}",
+        "SPILLED": f"{format_memory(usage.spill)}{spill}" if spill else "",
+        "CORES": cores,
+        "DEVICE TIME": f"{usage.device_time_ns / 1e9:.1f} s",
+        "THROTTLED": f"{usage.throttled_ns / 1e9:.1f} s",
+        "REFUSED": str(usage.refusals),
+    }
+
+
+def _host_memory(tenant: Tenant) -> str:
+    host = tenant.host_memory
+    quota = "all" if host.quota is None else format_memory(host.quota)
+    if host == HostMemory(None, 0, 0):
+        return ""
+    if tenant.fault:
+        return f"? / {quota}"
+    return f"{format_memory(host.usage)} / {quota}" + (f", {host.refusals} refused" if host.refusals else "")
