@@ -31,7 +31,7 @@ from mounts import Bind, mount_into
 from oci import Container, Limits, State, device_names, limits_of, read_container, read_state, tenant_name
 
 from vgpu_runtime.errors import ConfigError, NameInUse, NodeError, RefusedError, VgpuError
-from vgpu_runtime.units import format_memory, parse_cores, parse_memory
+from vgpu_runtime.units import format_memory, parse_cores, parse_host_memory, parse_memory, parse_spill
 
 INSIDE = PurePosixPath("/opt/vgpu")
 PRELOAD = PurePosixPath("/etc/ld.so.preload")
@@ -107,19 +107,51 @@ def _compute(limits: Limits) -> tuple[int | None, str]:
     return cores, policy
 
 
+def _memory(device: vgpu_shim.Device, limits: Limits) -> tuple[int | None, int]:
+    """Bytes of memory, None for no limit, and how many of them may spill."""
+    names = limits.names
+    if limits.memory is None:
+        if limits.spill is not None:
+            raise ConfigError(
+                f"{names['spill']}: spill {limits.spill!r}: only memory that is limited can spill, and "
+                f"{names['memory']} is not given",
+                hint=f"write for example {names['memory']}=8GiB and {names['spill']}=2GiB",
+            )
+        return None, 0
+    there = f"device {device.uuid} ({device.name}) has {format_memory(device.memory)} in all"
+    with _named(names["memory"]):
+        memory = parse_memory(limits.memory, device.memory)
+        if limits.spill is None and memory > device.memory:
+            raise ConfigError(
+                f"memory {limits.memory!r}: {there}",
+                hint=f"ask for at most {device.memory} bytes, or for a percentage such as 25%",
+            )
+    if limits.spill is None:
+        return memory, 0
+    with _named(names["spill"]):
+        spill = parse_spill(limits.spill, memory, device.memory)
+        # A part as large as the device is no limit to it, and what is not limited never spills.
+        if memory - spill >= device.memory:
+            raise ConfigError(
+                f"spill {limits.spill!r} of memory {limits.memory!r}: {there}, and the part that does not spill, "
+                f"{memory - spill} bytes, must be less",
+                hint=f"let more of it spill, or ask for less: {names['memory']}=100% and {names['spill']}=25%",
+            )
+    return memory, spill
+
+
 def _slice_on(device: vgpu_shim.Device, limits: Limits) -> vgpu_shim.Slice:
     cores, policy = _compute(limits)
-    memory = None
-    if limits.memory is not None:
-        with _named(limits.names["memory"]):
-            memory = parse_memory(limits.memory, device.memory)
-            if memory > device.memory:
-                raise ConfigError(
-                    f"memory {limits.memory!r}: device {device.uuid} ({device.name}) has "
-                    f"{format_memory(device.memory)} in all",
-                    hint=f"ask for at most {device.memory} bytes, or for a percentage such as 25%",
-                )
-    return vgpu_shim.Slice(device.uuid, device.memory, memory, cores, policy)
+    memory, spill = _memory(device, limits)
+    return vgpu_shim.Slice(device.uuid, device.memory, memory, cores, policy, spill)
+
+
+def host_memory_of(limits: Limits) -> int | None:
+    """Bytes of page-locked host memory that the container may have; None: not limited."""
+    if limits.host_memory is None:
+        return None
+    with _named(limits.names["host_memory"]):
+        return parse_host_memory(limits.host_memory)
 
 
 def _device_of(name: str, devices: Sequence[vgpu_shim.Device]) -> vgpu_shim.Device:
@@ -243,13 +275,13 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _create_tenant(
-    node: Node, name: str, pid: int, grants: Sequence[Sequence[vgpu_shim.Slice]]
+    node: Node, name: str, pid: int, grants: Sequence[Sequence[vgpu_shim.Slice]], host_memory: int | None
 ) -> tuple[Path, Sequence[vgpu_shim.Slice]]:
     """Create the tenant with the first of `grants` that fits; its directory and its slices."""
     refused: Exception | None = None
     for slices in grants:
         try:
-            return vgpu_shim.create_tenant(node.state, name, "container", slices, pid), slices
+            return vgpu_shim.create_tenant(node.state, name, "container", slices, pid, host_memory), slices
         except vgpu_shim.NameInUse as error:
             raise NameInUse(
                 f"a live tenant is called {name} already", hint="give the container another id, or end the other one"
@@ -259,12 +291,18 @@ def _create_tenant(
     raise RefusedError(str(refused), hint="ask for less, or end another tenant: `vgpu list` shows them")
 
 
-def _words(slices: Sequence[vgpu_shim.Slice]) -> str:
-    return " and ".join(
-        f"{'all memory' if each.memory is None else f'{format_memory(each.memory)} ({each.memory} bytes)'}, "
+def _size(size: int) -> str:
+    return f"{format_memory(size)} ({size} bytes)"
+
+
+def _words(slices: Sequence[vgpu_shim.Slice], host_memory: int | None) -> str:
+    words = " and ".join(
+        f"{'all memory' if each.memory is None else _size(each.memory)}"
+        f"{f', {_size(each.spill)} of it in host memory' if each.spill else ''}, "
         f"{'all cores' if each.cores is None else f'{each.cores}% ({each.policy})'} of {each.device}"
         for each in slices
     )
+    return words if host_memory is None else f"{words}, and {_size(host_memory)} of page-locked host memory"
 
 
 def admit(container: Container, limits: Limits, node: Node) -> str:
@@ -273,11 +311,12 @@ def admit(container: Container, limits: Limits, node: Node) -> str:
     name, pid, record = tenant_name(container.state.id), container.state.pid, _record_of(container.state)
     if _record(node.state / "tenants" / name) == record:
         return "has its slice already"
+    host_memory = host_memory_of(limits)
     grants = grants_for(limits, _devices(node), lambda device: vgpu_shim.room(node.state, device))
     created = False
     try:
         with _undisturbed():
-            directory, slices = _create_tenant(node, name, pid, grants)
+            directory, slices = _create_tenant(node, name, pid, grants, host_memory)
             created = True
         (directory / "container").write_text(json.dumps(record))
         mount_into(pid, container.rootfs, _lay_out(directory, node))
@@ -286,7 +325,7 @@ def admit(container: Container, limits: Limits, node: Node) -> str:
             with _undisturbed():
                 vgpu_shim.remove_tenant(node.state, name)
         raise
-    return f"has {_words(slices)}, as its {limits.source} ask"
+    return f"has {_words(slices, host_memory)}, as its {limits.source} ask"
 
 
 def remove(state: State, node: Node) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from vgpu_runtime.errors import ConfigError, NodeError
 
-_LIMITS = ("memory", "cores", "policy", "devices")
+_LIMITS = ("memory", "spill", "host_memory", "cores", "policy", "devices")
 _NAME_LENGTH = 63  # what a tenant's name may have
 
 
@@ -53,10 +53,12 @@ class Limits:
     """What a container asks for, as written; None where it is silent."""
 
     memory: str | None
+    spill: str | None
+    host_memory: str | None
     cores: str | None
     policy: str | None
     devices: str | None
-    # How each of the four is called where it was written, for messages.
+    # How each of them is called where it was written, for messages.
     names: Mapping[str, str]
 
     @property
@@ -130,7 +132,7 @@ def limits_of(container: Container) -> Limits | None:
     An empty value is a value, and a wrong one: a variable that was meant to be filled in must not come to
     mean "no limit".
     """
-    annotated = {limit: f"vgpu.io/{limit}" for limit in _LIMITS}
+    annotated = {limit: f"vgpu.io/{limit.replace('_', '-')}" for limit in _LIMITS}
     for names, values in (
         (annotated, container.annotations),
         ({limit: f"VGPU_{limit.upper()}" for limit in _LIMITS}, container.environment),

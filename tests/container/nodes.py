@@ -141,7 +141,7 @@ class Containers:
         state: dict[str, Any] = json.loads(self.call("state", identity).stdout)
         return state
 
-    def outside(self, *sizes: int) -> dict[str, Any]:
+    def outside(self, *sizes: int | str) -> dict[str, Any]:
         """What the same program finds on the host."""
         environment = {**os.environ, "LD_LIBRARY_PATH": str(self.driver)}
         done = subprocess.run(
@@ -151,7 +151,7 @@ class Containers:
         return found
 
 
-def slice_command(*sizes: int, program: Path = INSIDE / SLICE.name) -> list[str]:
+def slice_command(*sizes: int | str, program: Path = INSIDE / SLICE.name) -> list[str]:
     return [sys.executable, str(program), *map(str, sizes)]
 
 

@@ -55,6 +55,28 @@ def test_one_annotation_silences_the_environment(tmp_path: Path) -> None:
     assert found.source == "annotations"
 
 
+@pytest.mark.parametrize(
+    ("annotation", "variable", "limit"),
+    [
+        ("vgpu.io/memory", "VGPU_MEMORY", "memory"),
+        ("vgpu.io/spill", "VGPU_SPILL", "spill"),
+        ("vgpu.io/host-memory", "VGPU_HOST_MEMORY", "host_memory"),
+        ("vgpu.io/cores", "VGPU_CORES", "cores"),
+        ("vgpu.io/policy", "VGPU_POLICY", "policy"),
+        ("vgpu.io/devices", "VGPU_DEVICES", "devices"),
+    ],
+)
+def test_every_limit_has_an_annotation_and_a_variable(
+    tmp_path: Path, annotation: str, variable: str, limit: str
+) -> None:
+    for found, source in (
+        (limits(tmp_path, [], {annotation: "x"}), "annotations"),
+        (limits(tmp_path, [f"{variable}=x"], {}), "variables"),
+    ):
+        assert {name: getattr(found, name) for name in found.names} == {**dict.fromkeys(found.names), limit: "x"}
+        assert found.source == source
+
+
 def test_the_last_of_a_repeated_variable_counts(tmp_path: Path) -> None:
     assert limits(tmp_path, ["VGPU_MEMORY=1GiB", "VGPU_MEMORY=a=b"], {}).memory == "a=b"
 

@@ -23,6 +23,13 @@ BAD = [
     ({"VGPU_MEMORY": "101%"}, "'101%'", "for example 8GiB"),
     ({"VGPU_MEMORY": "900GiB"}, "memory '900GiB': device GPU-", "ask for at most"),
     ({"VGPU_MEMORY": "8GiB\n", "VGPU_CORES": "x\ny"}, "VGPU_CORES", "for example 30"),
+    ({"VGPU_SPILL": "2GiB"}, "VGPU_SPILL: spill '2GiB': only memory that is limited", "VGPU_MEMORY=8GiB"),
+    ({"VGPU_MEMORY": "8GiB", "VGPU_SPILL": "8GiB"}, "VGPU_SPILL: spill '8GiB': it must be less", "for example"),
+    ({"VGPU_MEMORY": "8GiB", "VGPU_SPILL": "-1"}, "VGPU_SPILL: spill '-1'", "for example 8GiB"),
+    ({"VGPU_MEMORY": "8GiB", "VGPU_SPILL": ""}, "VGPU_SPILL: spill ''", "for example 8GiB"),
+    ({"VGPU_MEMORY": "900GiB", "VGPU_SPILL": "1GiB"}, "must be less", "let more of it spill"),
+    ({"VGPU_HOST_MEMORY": "25%"}, "VGPU_HOST_MEMORY: host memory '25%'", "for example 8GiB"),
+    ({"VGPU_MEMORY": "1GiB", "VGPU_HOST_MEMORY": "0"}, "VGPU_HOST_MEMORY: host memory '0'", "for example 8GiB"),
     ({"VGPU_CORES": "0"}, "VGPU_CORES: cores '0': it must be", "for example 30"),
     ({"VGPU_CORES": "101"}, "'101'", "for example 30"),
     ({"VGPU_CORES": "30", "VGPU_POLICY": "fast"}, "VGPU_POLICY: policy 'fast'", "write fixed"),
@@ -65,6 +72,13 @@ def test_a_bad_value_is_named_with_its_rule_and_an_example(
 def test_a_bad_annotation_is_called_by_its_own_name(node: Containers) -> None:
     node.bundle("c1", "/bin/echo", "started", annotations={"vgpu.io/memory": "much"})
     assert_refused(node, "c1", "vgpu.io/memory: memory 'much'")
+
+
+@pytest.mark.parametrize("limit", ["spill", "host-memory"])
+def test_what_lies_in_host_memory_is_called_by_its_annotation(node: Containers, limit: str) -> None:
+    annotations = {"vgpu.io/memory": "1GiB", f"vgpu.io/{limit}": "much"}
+    node.bundle("c1", "/bin/echo", "started", annotations=annotations)
+    assert_refused(node, "c1", f"vgpu.io/{limit}: {limit.replace('-', ' ')} 'much'")
 
 
 def test_more_than_other_tenants_leave_is_refused(node: Containers) -> None:

@@ -122,6 +122,46 @@ def test_two_containers_have_each_its_own_slice(node: Containers) -> None:
         assert found(node.execute(identity, *slice_command()))["cuda"] == quota
 
 
+SPILLING = (8 * GIB, OVER, f"host:{GIB}", f"host:{3 * GIB}")
+
+
+@pytest.mark.parametrize("place", ["env", "annotations"])
+def test_memory_spills_and_is_page_locked_as_far_as_was_asked_for(node: Containers, place: str) -> None:
+    words = {"memory": "10GiB", "spill": "4GiB", "host-memory": "2GiB"}
+    asked = {
+        "annotations": {f"vgpu.io/{name}": value for name, value in words.items()},
+        "env": {f"VGPU_{name.upper().replace('-', '_')}": value for name, value in words.items()},
+    }
+    node.bundle("c1", *slice_command(*SPILLING), **{place: asked[place]})
+    inside = found(node.run("c1"))
+    assert inside["cuda"] == 10 * GIB
+    assert list(inside["nvml"].values()) == [10 * GIB]
+    assert list(inside["allocations"].values()) == [0, OUT_OF_MEMORY, 0, OUT_OF_MEMORY]
+    line = node.log().splitlines()[0]
+    assert f"4 GiB ({4 * GIB} bytes) of it in host memory" in line
+    assert f"2 GiB ({2 * GIB} bytes) of page-locked host memory" in line
+    # The same part of the device, of which nothing may spill; and the same program without us.
+    node.bundle("c2", *slice_command(*SPILLING), env={"VGPU_MEMORY": "6GiB"})
+    assert list(found(node.run("c2"))["allocations"].values()) == [OUT_OF_MEMORY, OUT_OF_MEMORY, 0, 0]
+    assert list(node.outside(*SPILLING)["allocations"].values()) == [0, 0, 0, 0]
+
+
+def test_page_locked_memory_alone_may_be_limited(node: Containers) -> None:
+    node.bundle("c1", *slice_command(*SPILLING), env={"VGPU_HOST_MEMORY": "2GiB"})
+    inside = found(node.run("c1"))
+    assert list(inside["allocations"].values()) == [0, 0, 0, OUT_OF_MEMORY]
+    assert inside["cuda"] == node.outside()["cuda"]
+
+
+def test_what_spills_is_left_to_other_containers(node: Containers) -> None:
+    for identity, spill in (("c1", "40%"), ("c2", "40%")):
+        node.bundle(identity, "/bin/sleep", "60", env={"VGPU_MEMORY": "80%", "VGPU_SPILL": spill})
+        node.start(identity)
+    (total,) = node.outside()["nvml"].values()
+    for identity in ("c1", "c2"):
+        assert list(found(node.execute(identity, *slice_command()))["nvml"].values()) == [total * 4 // 5]
+
+
 def test_annotations_leave_the_environment_no_say(node: Containers) -> None:
     annotations = {"vgpu.io/memory": "25%"}
     node.bundle("c1", *slice_command(), env={"VGPU_MEMORY": "100%", "VGPU_CORES": "no"}, annotations=annotations)
@@ -178,11 +218,12 @@ def test_root_in_the_container_cannot_change_its_limits(node: Containers) -> Non
 def test_a_program_reads_its_own_slice(node: Containers) -> None:
     script = (
         "import sys; sys.path.insert(0, '/opt/vgpu'); import vgpu_shim; (mine,) = vgpu_shim.slices(); "
-        "print(mine.memory, mine.cores)"
+        "print(mine.memory, mine.cores, mine.spill, vgpu_shim.host_memory().memory)"
     )
-    node.bundle("c1", sys.executable, "-c", script, env=LIMITS)
+    limits = {**LIMITS, "VGPU_SPILL": "4GiB", "VGPU_HOST_MEMORY": "2GiB"}
+    node.bundle("c1", sys.executable, "-c", script, env=limits)
     done = node.run("c1")
-    assert done.stdout == f"{10 * GIB} 25\n", done.stderr
+    assert done.stdout == f"{10 * GIB} 25 {4 * GIB} {2 * GIB}\n", done.stderr
 
 
 def limited(done: subprocess.CompletedProcess[str], memory: int) -> set[str]:

@@ -2,7 +2,8 @@
 """What a program finds: its slice as NVML and CUDA tell it, and what happens around the limit.
 
 Prints one JSON object. NVML is asked through NVIDIA's own client, CUDA through the plain C interface. The
-arguments are sizes in bytes: each is allocated and freed again, and the driver's answer is told.
+arguments are sizes in bytes, with `host:` before them of page-locked host memory: each is allocated and freed
+again, and the driver's answer is told.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ def nvml() -> dict[str, object]:
     }
 
 
-def cuda(sizes: list[int]) -> dict[str, object]:
+def cuda(sizes: list[str]) -> dict[str, object]:
     driver = ctypes.CDLL("libcuda.so.1")
     device, context = ctypes.c_int(), ctypes.c_void_p()
     free, total, pointer = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_uint64()
@@ -36,10 +37,16 @@ def cuda(sizes: list[int]) -> dict[str, object]:
             return {"cuda": None, "code": code}
     codes = {}
     for size in sizes:
-        codes[str(size)] = driver.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
-        if not codes[str(size)]:
+        if size.startswith("host:"):
+            held = ctypes.c_void_p()
+            codes[size] = driver.cuMemAllocHost_v2(ctypes.byref(held), ctypes.c_size_t(int(size[5:])))
+            if not codes[size]:
+                driver.cuMemFreeHost(held)
+            continue
+        codes[size] = driver.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(int(size)))
+        if not codes[size]:
             driver.cuMemFree_v2(pointer)
     return {"cuda": total.value, "allocations": codes}
 
 
-print(json.dumps({**nvml(), **cuda([int(size) for size in sys.argv[1:]]), "environment": sorted(os.environ)}))
+print(json.dumps({**nvml(), **cuda(sys.argv[1:]), "environment": sorted(os.environ)}))
