@@ -56,10 +56,12 @@ struct device {
 	struct pool *pool;      /* the one in use */
 	struct event **pending; /* recorded, not reached, in the order of their targets */
 	int pending_count, pending_room;
-	uint64_t cursor; /* our place in the machine's segments */
-	uint64_t served; /* as last heard */
-	uint64_t graph_used, graph_used_high;
-	int contexts; /* alive in this process */
+	uint64_t cursor;                              /* our place in the machine's segments */
+	uint64_t served;                              /* as last heard */
+	uint64_t graph_reserved, graph_reserved_high; /* the stock of graphs */
+	uint64_t graph_live, graph_mapped, graph_used_high;
+	uint64_t graph_target; /* the newest free takes effect there */
+	int contexts;          /* alive in this process */
 };
 
 extern struct driver {
@@ -170,7 +172,8 @@ struct range {
 	struct range *next, *before; /* in its heap */
 };
 
-#define RANGE_OF_GRAPH 1u   /* charged while the graph has it allocated */
+#define RANGE_OF_GRAPH 1u   /* `charged` while the graph has it allocated */
+#define RANGE_IN_STOCK 4u   /* ... or has had since memory of graphs was trimmed */
 #define RANGE_ACCESSIBLE 2u /* mapped memory that copies may touch */
 
 struct range *range_add(enum range_kind kind, uintptr_t base, size_t size);

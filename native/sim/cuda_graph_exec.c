@@ -268,9 +268,11 @@ static CUresult upload(CUgraphExec handle, CUstream on, bool per_thread)
 {
 	struct stream *stream;
 	ENTER();
-	if (!exec_of(handle))
+	const struct exec *exec = exec_of(handle);
+	if (!exec)
 		return CUDA_ERROR_INVALID_VALUE;
-	return stream_of(on, per_thread, &stream);
+	TRY(stream_of(on, per_thread, &stream));
+	return graph_memory_bring(exec);
 }
 
 TWINS(cuGraphLaunch, ptsz, (CUgraphExec exec, CUstream stream), launch(exec, stream, per_thread))

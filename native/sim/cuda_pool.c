@@ -81,6 +81,7 @@ void pools_empty(struct device *device)
 	for (struct pool *pool = pools; pool; pool = pool->next)
 		if (pool->heap.device == device)
 			heap_destroy(&pool->heap);
+	graph_memory_end(device);
 }
 
 void allocation_free(const struct allocation *allocation)
@@ -189,7 +190,10 @@ API cuMemPoolTrimTo(CUmemoryPool handle, size_t keep)
 	struct pool *pool;
 	ENTER();
 	TRY(pool_of(handle, &pool));
-	heap_release(&pool->heap, keep);
+	/* What was freed for work that is not done is not idle yet. */
+	const struct device *device = pool->heap.device;
+	if (pool->free_target <= sim_served(device->number, driver.slot))
+		heap_release(&pool->heap, keep);
 	return CUDA_SUCCESS;
 }
 

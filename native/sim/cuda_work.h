@@ -173,6 +173,7 @@ CUresult graph_reserve(struct work *work); /* addresses for an allocation node *
 void graph_unreserve(const struct work *work);
 CUresult graph_memory_alloc(struct range *range); /* memory, when the node is launched */
 void graph_memory_free(struct range *range);
+void graph_memory_end(struct device *device); /* with the last context */
 /* If the stream is capturing, put the work into its graph: *captured is true. */
 CUresult capture_work(struct stream *stream, const struct work *work, bool *captured);
 /* Do it now: the memory part, and the time part through stream_work(). */
@@ -198,6 +199,7 @@ struct exec {
 };
 
 CUresult exec_flatten(struct exec *exec, struct graph *graph);
+CUresult graph_memory_bring(const struct exec *exec); /* before it is launched */
 
 /* ---- cuda_capture.c, cuda_capture_calls.c ---- */
 

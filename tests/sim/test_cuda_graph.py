@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 from sim.programs import ask, state
 from tools.simulated import Simulated
@@ -91,31 +93,85 @@ def test_a_graph_made_by_hand_can_be_changed_and_updated(h200: Simulated) -> Non
     assert ask(h200, body) == [[3, 6, 4, 15], 0, 910, [3, 1]]
 
 
-def test_memory_of_a_graph_is_held_from_its_launch_to_its_free(h200: Simulated) -> None:
-    body = """
-    context()
-    def held(): return before - ok(cu.cuMemGetInfo())[0]
-    before, stream = ok(cu.cuMemGetInfo())[0], ok(cu.cuStreamCreate(1))
+STOCK = """
+context()
+def held(): return (before - ok(cu.cuMemGetInfo())[0]) // MIB
+def stock():
+    kinds = cu.CUgraphMem_attribute
+    return [int(ok(cu.cuDeviceGetGraphMemAttribute(0, kind))) // MIB for kind in
+            (kinds.CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, kinds.CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT)]
+def capture(*sizes, free=True):
+    # One after the other, each freed before the next, or never.
     ok(cu.cuStreamBeginCapture(stream, cu.CUstreamCaptureMode(0)))
-    pointer = ok(cu.cuMemAllocAsync(64 * MIB, stream))
-    ok(cu.cuMemsetD8Async(pointer, 9, 64, stream))
+    for size in sizes:
+        made.append(ok(cu.cuMemAllocAsync(size * MIB, stream)))
+        ok(cu.cuMemsetD8Async(made[-1], 9, 64, stream))
+        if free:
+            ok(cu.cuMemFreeAsync(made[-1], stream))
     graph = ok(cu.cuStreamEndCapture(stream))
-    executable = ok(cu.cuGraphInstantiate(graph, 0))
-    steps = [held()]
+    return graph, ok(cu.cuGraphInstantiate(graph, 0))
+before, stream, made = ok(cu.cuMemGetInfo())[0], ok(cu.cuStreamCreate(1)), []
+"""
+
+
+def test_memory_of_a_graph_is_held_from_its_launch_until_it_is_trimmed(h200: Simulated) -> None:
+    body = """
+    graph, executable = capture(64, free=False)
+    pointer, steps = made[0], [held()]
     ok(cu.cuGraphLaunch(executable, stream))
     back = bytearray(64)
     ok(cu.cuMemcpyDtoH(back, pointer, 64))
     again = rc(cu.cuGraphLaunch(executable, stream))
-    steps.append(held() // MIB)
+    ok(cu.cuDeviceGraphMemTrim(0))
+    steps.append(held())
     ok(cu.cuMemFreeAsync(pointer, stream))
+    ok(cu.cuStreamSynchronize(stream))
     steps.append(held())
     ok(cu.cuGraphLaunch(executable, stream))
-    steps.append(held() // MIB)
+    steps.append(held())
+    ok(cu.cuMemFree(pointer))
     ok(cu.cuGraphExecDestroy(executable))
     ok(cu.cuGraphDestroy(graph))
+    steps.append(held())
+    ok(cu.cuDeviceGraphMemTrim(0))
     answer([steps, again, bytes(back) == b"\\x09" * 64, held()])
     """
-    assert ask(h200, body) == [[0, 64, 0, 64], 1, True, 0]
+    assert ask(h200, STOCK + textwrap.dedent(body)) == [[0, 64, 64, 64, 64], 1, True, 0]
+
+
+def test_graphs_share_memory_and_say_how_much(h200: Simulated) -> None:
+    body = """
+    (_, first), (other, second) = capture(32, 64, 32), capture(48)
+    said = [stock()]
+    ok(cu.cuGraphUpload(first, stream))
+    said.append(stock())
+    ok(cu.cuGraphLaunch(first, stream))
+    ok(cu.cuGraphLaunch(second, stream))
+    said.append([*stock(), held()])
+    launch(function("tick_50ms"), stream)
+    ok(cu.cuGraphLaunch(second, stream))
+    ok(cu.cuDeviceGraphMemTrim(0))
+    said.append(stock())
+    ok(cu.cuStreamSynchronize(stream))
+    ok(cu.cuDeviceGraphMemTrim(0))
+    said.append([*stock(), held()])
+    answer(said)
+    """
+    # Trimming does not take what work under way may use.
+    assert ask(h200, STOCK + textwrap.dedent(body)) == [[0, 0], [64, 64], [64, 64, 64], [64, 64], [0, 0, 0]]
+
+
+def test_the_end_of_the_last_context_takes_the_memory_of_graphs_too(h200: Simulated) -> None:
+    body = """
+    graph, executable = capture(64, free=False)
+    ok(cu.cuGraphLaunch(executable, stream))
+    said = [stock()]
+    ok(cu.cuDevicePrimaryCtxReset(0))
+    said.append(stock())
+    context()
+    answer([*said, held()])
+    """
+    assert ask(h200, STOCK + textwrap.dedent(body)) == [[64, 64], [0, 0], 0]
 
 
 def codes_while_capturing(machine: Simulated, mode: int, calls: str, before: str = "") -> list[int]:
