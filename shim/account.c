@@ -21,7 +21,7 @@ int vgpu_charge_if_room(const struct tenant *tenant, uint32_t row, uint32_t acco
 			   vgpu_quota_of(tenant->grant, account));
 }
 
-static void count_refusal(const struct tenant *tenant, uint32_t account)
+void vgpu_count_refusal(const struct tenant *tenant, uint32_t account)
 {
 	uint64_t *refusals = account == VGPU_HOST
 				     ? &tenant->ledger->host_refusals
@@ -48,7 +48,7 @@ int vgpu_try_charge(const struct claim *claim, uint32_t row, uint32_t account, u
 	if (likely(!vgpu_charge_if_room(claim->tenant, row, account, bytes)) ||
 	    !charge_again(claim, row, account, bytes))
 		return 0;
-	count_refusal(claim->tenant, account);
+	vgpu_count_refusal(claim->tenant, account);
 	return -1;
 }
 
@@ -137,7 +137,7 @@ CUresult vgpu_stake_or_spill(struct claim *claim, enum record_kind kind, int sli
 	if (vgpu_quota_of(claim->tenant->grant, VGPU_SPILL + record->account) &&
 	    !charge_both(claim, record, bytes))
 		return CUDA_SUCCESS;
-	count_refusal(claim->tenant, record->account);
+	vgpu_count_refusal(claim->tenant, record->account);
 	return end_stake(claim, 1);
 }
 
@@ -213,7 +213,7 @@ CUresult vgpu_settled(const struct claim *claim, struct record *record, CUresult
 void vgpu_give_back(const struct tenant *tenant, struct process *process, struct record *record)
 {
 	if (record->kind == RECORD_POINTER && record->pool)
-		vgpu_pool_freed(tenant, process, record->pool, record->bytes);
+		vgpu_pool_freed(process, record->pool, record->bytes);
 	else if (record->bytes)
 		vgpu_refund(tenant->ledger, record->row, record->account, record->bytes);
 	if (record->spilled)

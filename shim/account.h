@@ -60,5 +60,7 @@ int vgpu_try_charge(const struct claim *claim, uint32_t row, uint32_t account, u
 /* The same without a second try and without counting a refusal. */
 int vgpu_charge_if_room(const struct tenant *tenant, uint32_t row, uint32_t account,
 			uint64_t bytes);
+/* An allocation on the account fails for want of room. */
+void vgpu_count_refusal(const struct tenant *tenant, uint32_t account);
 
 #endif

@@ -2,134 +2,21 @@
  *
  * Refuse: memory that graphs allocate when they run.  The driver keeps it in
  * stock for each device, reports how much that is, and holds it until it is
- * trimmed: a pool (pools.c).  How much a graph may need is added up when it is
- * instantiated, and charged while it is launched.
+ * trimmed: a pool (pools.c).  It maps a graph's memory when the graph is first
+ * launched, or uploaded, and leaves it mapped; graphs that follow one another on
+ * one stream share it.
+ *
+ * So the first launch is covered by all that the graph allocates.  Where that has
+ * no room, it is covered by what the driver should need at least, and uploaded
+ * first: a launch cannot be taken back, an upload can.  A graph that is launched
+ * again, after nothing that could have taken its memory, is not looked at.
  */
-#define _GNU_SOURCE
-#include <sys/mman.h>
-
-#include "account.h"
-#include "markers.h"
+#include "graphs.h"
 #include "pools.h"
 
-#define NODE_TYPE_GRAPH 4
-#define NODE_TYPE_MEM_ALLOC 10
-#define NODE_TYPE_MEM_FREE 11
-#define DEEPEST_CHILD 8
+#define FLAG_UPLOAD 2
 
-/* Memory comes to a device in blocks of this size. */
-#define BLOCK (2ull << 20)
-
-/* What a graph holds on each slice while it runs through its nodes, at most and in the end. */
-struct need {
-	uint64_t now[VGPU_MAX_SLICES], peak[VGPU_MAX_SLICES];
-};
-
-struct walk {
-	const struct driver *driver;
-	const struct tenant *tenant;
-	struct process *process;
-	struct need need;
-	int is_refused; /* it allocates on a device that is not granted */
-};
-
-/* ---- adding up ------------------------------------------------------------------------------ */
-
-static void add(struct walk *walk, const CUDA_MEM_ALLOC_NODE_PARAMS *memory, int sign)
-{
-	uint64_t bytes = (memory->bytesize + BLOCK - 1) / BLOCK * BLOCK;
-	int slice;
-
-	if (memory->poolProps.location.type != CU_MEM_LOCATION_TYPE_DEVICE)
-		return;
-	slice = vgpu_slice_of_device(walk->driver, walk->tenant, walk->process,
-				     memory->poolProps.location.id);
-	if (slice < 0) {
-		walk->is_refused = 1;
-		return;
-	}
-	walk->need.now[slice] += sign > 0 ? bytes : -bytes;
-	if (sign > 0 && walk->need.now[slice] > walk->need.peak[slice])
-		walk->need.peak[slice] = walk->need.now[slice];
-}
-
-/* What a free node frees was allocated by a node before it, if by this graph. */
-static void subtract(struct walk *walk, const CUgraphNode *nodes, size_t before, CUgraphNode node)
-{
-	CUDA_MEM_ALLOC_NODE_PARAMS memory;
-	CUdeviceptr pointer;
-	unsigned int type;
-
-	if (walk->driver->used.cuGraphMemFreeNodeGetParams(node, &pointer))
-		return;
-	while (before--)
-		if (!walk->driver->used.cuGraphNodeGetType(nodes[before], &type) &&
-		    type == NODE_TYPE_MEM_ALLOC &&
-		    !walk->driver->used.cuGraphMemAllocNodeGetParams(nodes[before], &memory) &&
-		    memory.dptr == pointer) {
-			add(walk, &memory, -1);
-			return;
-		}
-}
-
-static void walk_graph(struct walk *walk, CUgraph graph, int depth);
-
-/* Nodes are listed as they were made, and none can depend on a later one. */
-static void walk_nodes(struct walk *walk, const CUgraphNode *nodes, size_t count, int depth)
-{
-	for (size_t i = 0; i < count; i++) {
-		CUDA_MEM_ALLOC_NODE_PARAMS memory;
-		unsigned int type;
-		CUgraph child;
-
-		if (walk->driver->used.cuGraphNodeGetType(nodes[i], &type))
-			continue;
-		if (type == NODE_TYPE_MEM_ALLOC &&
-		    !walk->driver->used.cuGraphMemAllocNodeGetParams(nodes[i], &memory))
-			add(walk, &memory, 1);
-		else if (type == NODE_TYPE_MEM_FREE)
-			subtract(walk, nodes, i, nodes[i]);
-		else if (type == NODE_TYPE_GRAPH &&
-			 !walk->driver->used.cuGraphChildGraphNodeGetGraph(nodes[i], &child))
-			walk_graph(walk, child, depth + 1);
-	}
-}
-
-static void walk_graph(struct walk *walk, CUgraph graph, int depth)
-{
-	CUgraphNode *nodes;
-	size_t count = 0, bytes;
-
-	if (depth > DEEPEST_CHILD || walk->driver->used.cuGraphGetNodes(graph, NULL, &count) ||
-	    !count)
-		return;
-	bytes = count * sizeof(*nodes);
-	nodes = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (nodes == MAP_FAILED)
-		return;
-	if (!walk->driver->used.cuGraphGetNodes(graph, nodes, &count))
-		walk_nodes(walk, nodes, count, depth);
-	munmap(nodes, bytes);
-}
-
-/* ---- instantiating -----------------------------------------------------------------------------
- */
-
-/* 1: the graph never fits the slices.  0 also when nothing is known of it. */
-static int measure(struct walk *walk, CUgraph graph)
-{
-	const struct tenant *tenant = vgpu_tenant();
-
-	*walk = (struct walk){.driver = vgpu_driver(LIBRARY_CUDA), .tenant = tenant};
-	walk->process = tenant->ledger && graph ? vgpu_process() : NULL;
-	if (!walk->process)
-		return 0;
-	walk_graph(walk, graph, 0);
-	for (uint32_t slice = 0; slice < VGPU_MAX_SLICES; slice++)
-		if (walk->need.peak[slice] > vgpu_quota_of(tenant->grant, slice))
-			walk->is_refused = 1;
-	return walk->is_refused;
-}
+/* ---- what is known of an executable graph ---------------------------------------------------- */
 
 /* Records of one graph are told apart by their slice: no two handles are that close. */
 static uint64_t key_of(CUgraphExec exec, uint32_t slice)
@@ -139,6 +26,8 @@ static uint64_t key_of(CUgraphExec exec, uint32_t slice)
 
 static void forget(struct process *process, CUgraphExec exec)
 {
+	if (!__atomic_load_n(&process->graphs_with_memory, __ATOMIC_RELAXED))
+		return;
 	for (uint32_t slice = 0; slice < VGPU_MAX_SLICES; slice++) {
 		struct record *record =
 			vgpu_record_take(&process->records, RECORD_GRAPH, key_of(exec, slice));
@@ -150,178 +39,244 @@ static void forget(struct process *process, CUgraphExec exec)
 	}
 }
 
-static CUresult note(const struct walk *walk, CUgraphExec exec)
+static CUresult note(struct process *process, const struct graph_need *need, CUgraphExec exec)
 {
-	struct records *records = &walk->process->records;
+	struct records *records = &process->records;
 
+	forget(process, exec);
 	for (uint32_t slice = 0; slice < VGPU_MAX_SLICES; slice++) {
 		struct record *record;
 
-		if (!walk->need.peak[slice])
+		if (!need->peak[slice])
 			continue;
 		record = vgpu_record_new(records);
 		if (!record) {
-			forget(walk->process, exec);
+			forget(process, exec);
 			return CUDA_ERROR_OUT_OF_MEMORY;
 		}
 		*record = (struct record){.kind = RECORD_GRAPH,
 					  .key = key_of(exec, slice),
 					  .account = (uint8_t)slice,
-					  .bytes = walk->need.peak[slice]};
-		__atomic_fetch_add(&walk->process->graphs_with_memory, 1, __ATOMIC_RELAXED);
-		record = vgpu_record_enter(records, record);
-		if (record) {
-			vgpu_record_free(records, record);
-			__atomic_fetch_sub(&walk->process->graphs_with_memory, 1, __ATOMIC_RELAXED);
-		}
+					  .bytes = need->peak[slice],
+					  .sum = need->sum[slice],
+					  .is_holding = need->now[slice] != 0};
+		__atomic_fetch_add(&process->graphs_with_memory, 1, __ATOMIC_RELAXED);
+		vgpu_record_enter(records, record);
 	}
 	return CUDA_SUCCESS;
 }
 
-static CUresult instantiated(const struct walk *walk, CUgraphExec *exec, CUresult rc)
+static int copy_record(struct record *record, void *copy)
 {
-	if (rc || !walk->process)
-		return rc;
-	rc = note(walk, *exec);
-	if (rc)
-		walk->driver->real.cuGraphExecDestroy(*exec);
-	return rc;
+	*(struct record *)copy = *record;
+	return 0;
 }
 
-#define INSTANTIATE(symbol, parameters, arguments)                                                 \
-	CUresult symbol parameters                                                                 \
-	{                                                                                          \
-		struct walk walk;                                                                  \
-                                                                                                   \
-		if (measure(&walk, graph))                                                         \
-			return CUDA_ERROR_OUT_OF_MEMORY;                                           \
-		return instantiated(&walk, exec, walk.driver->real.symbol arguments);              \
-	}
-
-INSTANTIATE(cuGraphInstantiate,
-	    (CUgraphExec * exec, CUgraph graph, CUgraphNode *error, char *log, size_t log_bytes),
-	    (exec, graph, error, log, log_bytes))
-INSTANTIATE(cuGraphInstantiate_v2,
-	    (CUgraphExec * exec, CUgraph graph, CUgraphNode *error, char *log, size_t log_bytes),
-	    (exec, graph, error, log, log_bytes))
-INSTANTIATE(cuGraphInstantiateWithFlags,
-	    (CUgraphExec * exec, CUgraph graph, unsigned long long flags), (exec, graph, flags))
-INSTANTIATE(cuGraphInstantiateWithParams,
-	    (CUgraphExec * exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *parameters),
-	    (exec, graph, parameters))
-INSTANTIATE(cuGraphInstantiateWithParams_ptsz,
-	    (CUgraphExec * exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *parameters),
-	    (exec, graph, parameters))
-
-CUresult cuGraphExecDestroy(CUgraphExec exec)
+static int note_launch(struct record *record, void *copy)
 {
-	struct process *process = vgpu_process_if_any();
-	CUresult rc;
+	const struct record *from = copy;
 
-	/* First: the handle may be another graph's as soon as it is free. */
-	if (process && exec)
-		forget(process, exec);
-	rc = vgpu_driver(LIBRARY_CUDA)->real.cuGraphExecDestroy(exec);
-	return rc;
+	record->stream = from->stream;
+	record->trims = from->trims;
+	record->epoch = from->epoch;
+	return 0;
 }
 
 /* ---- launching ----------------------------------------------------------------------------------
  */
 
-/* Memory of one launch, by slice. */
-struct fuel {
-	struct pool_request requests[VGPU_MAX_SLICES];
-	uint32_t count;
+/* Memory of one launch on one slice. */
+struct part {
+	struct pool_request request;
+	struct record record; /* a copy */
+	int is_unsure;        /* the graph may take more than is covered */
 };
 
-static int read_bytes(struct record *record, void *bytes)
+struct fuel {
+	struct part parts[VGPU_MAX_SLICES];
+	uint32_t count;
+	uint64_t stream;
+};
+
+typedef CUresult (*start)(CUgraphExec, CUstream);
+
+static void prepare(struct fuel *fuel, const struct driver *driver, const struct tenant *tenant,
+		    CUgraphExec exec, struct stream stream)
 {
-	*(uint64_t *)bytes = record->bytes;
-	return 0;
+	struct process *process = vgpu_process();
+
+	fuel->count = 0;
+	fuel->stream = vgpu_stream_key(driver, stream);
+	for (uint32_t slice = 0; slice < tenant->grant->slice_count; slice++) {
+		struct part *part = &fuel->parts[fuel->count];
+		struct pool *pool;
+		int device;
+
+		if (vgpu_record_visit(&process->records, RECORD_GRAPH, key_of(exec, slice),
+				      copy_record, &part->record))
+			continue;
+		device = vgpu_device_of_slice(process, (int)slice);
+		pool = device < 0 ? NULL : vgpu_pool_of(process, (uint64_t)device, 1, (int)slice);
+		if (!pool)
+			continue;
+		part->is_unsure = 0;
+		part->request = (struct pool_request){
+			.driver = driver, .tenant = tenant, .process = process, .pool = pool};
+		fuel->count++;
+	}
 }
 
-static CUresult provide(struct fuel *fuel)
+/* Whether all memory is as the graph has left it. */
+static int is_mapped(const struct fuel *fuel)
 {
 	for (uint32_t i = 0; i < fuel->count; i++) {
-		CUresult rc = vgpu_pool_provide(&fuel->requests[i]);
+		const struct part *part = &fuel->parts[i];
 
-		if (rc) {
-			while (i--)
-				vgpu_pool_settle(&fuel->requests[i]);
-			return rc;
-		}
+		if (part->record.stream != fuel->stream ||
+		    part->record.epoch !=
+			    __atomic_load_n(&part->request.pool->epoch, __ATOMIC_ACQUIRE))
+			return 0;
 	}
-	return CUDA_SUCCESS;
+	return 1;
 }
 
-static int settle(const struct fuel *fuel)
+/* Whether the driver should give it memory that it, or a graph before it, has had. */
+static int can_share(const struct part *part, uint64_t stream)
+{
+	struct pool *pool = part->request.pool;
+	int can;
+
+	vgpu_lock(&pool->lock);
+	can = (pool->stream == stream && !pool->is_mixed) ||
+	      (part->record.stream == stream && part->record.trims == pool->trims);
+	vgpu_unlock(&pool->lock);
+	return can;
+}
+
+static CUresult provide_part(struct part *part, uint64_t stream)
+{
+	struct pool_request *request = &part->request;
+	CUresult rc = vgpu_pool_enter(request);
+	uint64_t needed = part->record.bytes;
+
+	if (rc || !vgpu_pool_cover(request, part->record.sum))
+		return rc;
+	part->is_unsure = 1;
+	if (can_share(part, stream)) {
+		needed -= vgpu_pool_cover_by_own(request, needed);
+		if (!needed || !vgpu_pool_cover(request, needed))
+			return CUDA_SUCCESS;
+		vgpu_pool_settle(request);
+		needed = part->record.bytes;
+	}
+	return vgpu_pool_insist(request, needed) ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+static int settle(struct fuel *fuel)
 {
 	int short_of = 0;
 
 	for (uint32_t i = 0; i < fuel->count; i++)
-		short_of |= vgpu_pool_settle(&fuel->requests[i]);
+		short_of |= vgpu_pool_settle(&fuel->parts[i].request);
 	return short_of;
 }
 
-static void prepare(struct fuel *fuel, const struct driver *driver, const struct tenant *tenant,
-		    struct process *process, CUgraphExec exec)
+static CUresult provide(struct fuel *fuel, int *is_unsure)
 {
-	fuel->count = 0;
-	for (uint32_t slice = 0; slice < tenant->grant->slice_count; slice++) {
-		struct pool *pool;
-		uint64_t bytes;
-		int device;
+	*is_unsure = 0;
+	for (uint32_t i = 0; i < fuel->count; i++) {
+		CUresult rc = provide_part(&fuel->parts[i], fuel->stream);
 
-		if (vgpu_record_visit(&process->records, RECORD_GRAPH, key_of(exec, slice),
-				      read_bytes, &bytes))
-			continue;
-		device = vgpu_device_of_slice(process, (int)slice);
-		pool = device < 0 ? NULL : vgpu_pool_of(process, (uint64_t)device, 1, (int)slice);
-		if (pool)
-			fuel->requests[fuel->count++] =
-				(struct pool_request){driver, tenant, process, pool, 0, bytes};
+		if (rc) {
+			settle(fuel);
+			return rc;
+		}
+		*is_unsure |= fuel->parts[i].is_unsure;
+	}
+	return CUDA_SUCCESS;
+}
+
+/* Before: graphs that are launched meanwhile must not count on what this one may take. */
+static void begin(struct fuel *fuel)
+{
+	for (uint32_t i = 0; i < fuel->count; i++) {
+		struct part *part = &fuel->parts[i];
+		struct pool *pool = part->request.pool;
+
+		vgpu_lock(&pool->lock);
+		if (pool->stream && pool->stream != fuel->stream)
+			pool->is_mixed = 1;
+		pool->is_mixed |= part->record.is_holding;
+		pool->stream = fuel->stream;
+		if (pool->is_mixed)
+			pool->epoch++;
+		vgpu_unlock(&pool->lock);
+	}
+}
+
+/* It has its memory, until the pool's numbers change. */
+static void end(struct fuel *fuel)
+{
+	for (uint32_t i = 0; i < fuel->count; i++) {
+		struct part *part = &fuel->parts[i];
+		struct pool *pool = part->request.pool;
+
+		vgpu_lock(&pool->lock);
+		part->record.stream = fuel->stream;
+		part->record.trims = pool->trims;
+		part->record.epoch = pool->epoch;
+		vgpu_unlock(&pool->lock);
+		vgpu_record_visit(&part->request.process->records, RECORD_GRAPH, part->record.key,
+				  note_launch, &part->record);
 	}
 }
 
 static CUresult upload(const struct driver *driver, CUgraphExec exec, struct stream stream)
 {
-	return stream.per_thread ? driver->real.cuGraphUpload_ptsz(exec, stream.handle)
-				 : driver->real.cuGraphUpload(exec, stream.handle);
+	CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+	CUresult rc;
+
+	driver->used.cuThreadExchangeStreamCaptureMode(&mode);
+	rc = stream.per_thread ? driver->real.cuGraphUpload_ptsz(exec, stream.handle)
+			       : driver->real.cuGraphUpload(exec, stream.handle);
+	driver->used.cuThreadExchangeStreamCaptureMode(&mode);
+	return rc == CUDA_ERROR_NOT_SUPPORTED ? CUDA_SUCCESS : rc;
 }
 
-/* A launch cannot be taken back, an upload can: where the graph needs new memory
- * it is brought there first, and what it has taken is looked at. */
-static CUresult bring(struct fuel *fuel, const struct driver *driver, CUgraphExec exec,
-		      struct stream stream)
+/* It has taken more than there is room for: what it does not use yet goes back. */
+static CUresult give_up(struct fuel *fuel)
 {
-	uint64_t provision = 0;
-	CUresult rc = provide(fuel);
+	for (uint32_t i = 0; i < fuel->count; i++) {
+		const struct pool_request *request = &fuel->parts[i].request;
+
+		vgpu_pool_trim(request->driver, request->tenant, request->pool);
+		vgpu_count_refusal(request->tenant, (uint32_t)request->pool->slice);
+	}
+	return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static CUresult bring_and_start(struct fuel *fuel, start real, CUgraphExec exec,
+				struct stream stream)
+{
+	const struct driver *driver = fuel->parts[0].request.driver;
+	int is_unsure;
+	CUresult rc = provide(fuel, &is_unsure);
 
 	if (rc)
 		return rc;
-	for (uint32_t i = 0; i < fuel->count; i++)
-		provision += fuel->requests[i].provision;
-	if (!provision)
-		return CUDA_SUCCESS;
-	rc = upload(driver, exec, stream);
-	if (rc || settle(fuel)) {
-		if (rc)
-			settle(fuel);
-		for (uint32_t i = 0; i < fuel->count; i++)
-			vgpu_pools_shrink(driver, fuel->requests[i].tenant,
-					  fuel->requests[i].process,
-					  vgpu_pool_slice(fuel->requests[i].pool));
-		return rc ? rc : CUDA_ERROR_OUT_OF_MEMORY;
+	begin(fuel);
+	if (is_unsure) {
+		rc = upload(driver, exec, stream);
+		if (settle(fuel))
+			return give_up(fuel);
 	}
-	return provide(fuel);
+	if (!rc)
+		rc = real(exec, stream.handle);
+	settle(fuel);
+	if (!rc)
+		end(fuel);
+	return rc;
 }
-
-static int has_memory(struct process *process)
-{
-	return process && __atomic_load_n(&process->graphs_with_memory, __ATOMIC_RELAXED);
-}
-
-typedef CUresult (*start)(CUgraphExec, CUstream);
 
 static __attribute__((noinline)) CUresult start_with_memory(start real, const struct driver *driver,
 							    CUgraphExec exec, struct stream stream)
@@ -330,14 +285,16 @@ static __attribute__((noinline)) CUresult start_with_memory(start real, const st
 	struct fuel fuel;
 	CUresult rc;
 
-	if (!tenant->ledger || vgpu_is_capturing(driver, stream))
+	if (!tenant->ledger || vgpu_may_be_capturing(driver, stream))
 		return real(exec, stream.handle);
-	prepare(&fuel, driver, tenant, vgpu_process(), exec);
-	rc = bring(&fuel, driver, exec, stream);
-	if (rc)
-		return rc;
+	prepare(&fuel, driver, tenant, exec, stream);
+	if (!fuel.count)
+		return real(exec, stream.handle);
+	if (!is_mapped(&fuel))
+		return bring_and_start(&fuel, real, exec, stream);
 	rc = real(exec, stream.handle);
-	settle(&fuel);
+	if (!is_mapped(&fuel))
+		settle(&fuel);
 	return rc;
 }
 
@@ -345,8 +302,10 @@ static __attribute__((noinline)) CUresult start_with_memory(start real, const st
 	CUresult symbol(CUgraphExec exec, CUstream stream)                                         \
 	{                                                                                          \
 		const struct driver *driver = vgpu_driver(LIBRARY_CUDA);                           \
+		const struct process *process = vgpu_process_if_any();                             \
                                                                                                    \
-		if (likely(!has_memory(vgpu_process_if_any())))                                    \
+		if (likely(!process ||                                                             \
+			   !__atomic_load_n(&process->graphs_with_memory, __ATOMIC_RELAXED)))      \
 			return driver->real.symbol(exec, stream);                                  \
 		return start_with_memory(driver->real.symbol, driver, exec,                        \
 					 (struct stream){stream, is_per_thread});                  \
@@ -357,17 +316,138 @@ START(cuGraphLaunch_ptsz, 1)
 START(cuGraphUpload, 0)
 START(cuGraphUpload_ptsz, 1)
 
+/* ---- instantiating -----------------------------------------------------------------------------
+ */
+
+struct birth {
+	const struct driver *driver;
+	const struct tenant *tenant;
+	struct process *process; /* NULL: not looked at */
+	struct graph_need need;
+};
+
+/* 1: the graph never fits the slices. */
+static int is_refused(struct birth *birth, CUgraph graph)
+{
+	const struct tenant *tenant = vgpu_tenant();
+
+	birth->driver = vgpu_driver(LIBRARY_CUDA);
+	birth->tenant = tenant;
+	birth->process = tenant->ledger && graph ? vgpu_process() : NULL;
+	if (!birth->process)
+		return 0;
+	vgpu_graph_measure(birth->driver, tenant, birth->process, graph, &birth->need);
+	for (uint32_t slice = 0; slice < VGPU_MAX_SLICES; slice++)
+		if (birth->need.peak[slice] > vgpu_quota_of(tenant->grant, slice)) {
+			vgpu_count_refusal(tenant, slice);
+			return 1;
+		}
+	return birth->need.is_refused;
+}
+
+static CUresult born(const struct birth *birth, CUgraphExec *exec, CUresult rc)
+{
+	if (rc || !birth->process)
+		return rc;
+	rc = note(birth->process, &birth->need, *exec);
+	if (rc)
+		birth->driver->real.cuGraphExecDestroy(*exec);
+	return rc;
+}
+
+#define INSTANTIATE(symbol, parameters, arguments)                                                 \
+	CUresult symbol parameters                                                                 \
+	{                                                                                          \
+		struct birth birth;                                                                \
+                                                                                                   \
+		if (is_refused(&birth, graph))                                                     \
+			return CUDA_ERROR_OUT_OF_MEMORY;                                           \
+		return born(&birth, exec, birth.driver->real.symbol arguments);                    \
+	}
+
+INSTANTIATE(cuGraphInstantiate,
+	    (CUgraphExec * exec, CUgraph graph, CUgraphNode *error, char *log, size_t log_bytes),
+	    (exec, graph, error, log, log_bytes))
+INSTANTIATE(cuGraphInstantiate_v2,
+	    (CUgraphExec * exec, CUgraph graph, CUgraphNode *error, char *log, size_t log_bytes),
+	    (exec, graph, error, log, log_bytes))
+INSTANTIATE(cuGraphInstantiateWithFlags,
+	    (CUgraphExec * exec, CUgraph graph, unsigned long long flags), (exec, graph, flags))
+
+static int has_memory(const struct birth *birth)
+{
+	for (uint32_t slice = 0; birth->process && slice < VGPU_MAX_SLICES; slice++)
+		if (birth->need.peak[slice])
+			return 1;
+	return 0;
+}
+
+typedef CUresult (*instantiate)(CUgraphExec *, CUgraph, CUDA_GRAPH_INSTANTIATE_PARAMS *);
+
+/* This form may upload at once, which takes the memory: then it is done apart. */
+static CUresult instantiate_with(instantiate real, CUgraphExec *exec, CUgraph graph,
+				 CUDA_GRAPH_INSTANTIATE_PARAMS *parameters, int per_thread)
+{
+	struct birth birth;
+	struct stream stream;
+	CUresult rc;
+
+	if (is_refused(&birth, graph))
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	if (!parameters || !(parameters->flags & FLAG_UPLOAD) || !has_memory(&birth))
+		return born(&birth, exec, real(exec, graph, parameters));
+	parameters->flags -= FLAG_UPLOAD;
+	rc = born(&birth, exec, real(exec, graph, parameters));
+	parameters->flags += FLAG_UPLOAD;
+	if (rc)
+		return rc;
+	stream = (struct stream){parameters->hUploadStream, per_thread};
+	rc = start_with_memory(per_thread ? birth.driver->real.cuGraphUpload_ptsz
+					  : birth.driver->real.cuGraphUpload,
+			       birth.driver, *exec, stream);
+	if (rc) {
+		forget(birth.process, *exec);
+		birth.driver->real.cuGraphExecDestroy(*exec);
+	}
+	return rc;
+}
+
+CUresult cuGraphInstantiateWithParams(CUgraphExec *exec, CUgraph graph,
+				      CUDA_GRAPH_INSTANTIATE_PARAMS *parameters)
+{
+	return instantiate_with(vgpu_driver(LIBRARY_CUDA)->real.cuGraphInstantiateWithParams, exec,
+				graph, parameters, 0);
+}
+
+CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *exec, CUgraph graph,
+					   CUDA_GRAPH_INSTANTIATE_PARAMS *parameters)
+{
+	return instantiate_with(vgpu_driver(LIBRARY_CUDA)->real.cuGraphInstantiateWithParams_ptsz,
+				exec, graph, parameters, 1);
+}
+
+/* ---- ending -------------------------------------------------------------------------------------
+ */
+
+CUresult cuGraphExecDestroy(CUgraphExec exec)
+{
+	struct process *process = vgpu_process_if_any();
+
+	/* First: the handle may be another graph's as soon as it is free. */
+	if (process && exec)
+		forget(process, exec);
+	return vgpu_driver(LIBRARY_CUDA)->real.cuGraphExecDestroy(exec);
+}
+
 CUresult cuDeviceGraphMemTrim(CUdevice device)
 {
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	CUresult rc = driver->real.cuDeviceGraphMemTrim(device);
-	struct process *process = vgpu_process_if_any();
-	struct pool *pool = process ? vgpu_pool_known(process, (uint64_t)device, 1) : NULL;
+	struct process *process = rc ? NULL : vgpu_process_if_any();
+	struct pool *pool =
+		process ? vgpu_pool_known(process, (uint64_t)device, 1, POOL_OPEN) : NULL;
 
-	if (!rc && pool)
-		vgpu_pool_settle(&(struct pool_request){.driver = driver,
-							.tenant = vgpu_tenant(),
-							.process = process,
-							.pool = pool});
+	if (pool)
+		vgpu_pool_reread(driver, vgpu_tenant(), pool);
 	return rc;
 }

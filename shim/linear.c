@@ -205,7 +205,7 @@ CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned int *pitch, unsigned 
 /* ---- frees ------------------------------------------------------------------------------------
  */
 
-/* Each call frees memory of every kind. */
+/* Each call frees memory of every kind; cuMemFreeAsync (stream_memory.c) as well. */
 
 CUresult cuMemFree(CUdeviceptr_v1 pointer)
 {
@@ -221,22 +221,4 @@ CUresult cuMemFree_v2(CUdeviceptr pointer)
 	struct record *record = vgpu_withdraw(&claim, RECORD_POINTER, pointer);
 
 	return vgpu_settled(&claim, record, vgpu_driver(LIBRARY_CUDA)->real.cuMemFree_v2(pointer));
-}
-
-CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream)
-{
-	struct claim claim;
-	struct record *record = vgpu_withdraw(&claim, RECORD_POINTER, pointer);
-
-	return vgpu_settled(&claim, record,
-			    vgpu_driver(LIBRARY_CUDA)->real.cuMemFreeAsync(pointer, stream));
-}
-
-CUresult cuMemFreeAsync_ptsz(CUdeviceptr pointer, CUstream stream)
-{
-	struct claim claim;
-	struct record *record = vgpu_withdraw(&claim, RECORD_POINTER, pointer);
-
-	return vgpu_settled(&claim, record,
-			    vgpu_driver(LIBRARY_CUDA)->real.cuMemFreeAsync_ptsz(pointer, stream));
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What a pool has reserved only the driver knows, and only after the fact.  So
- * each request charges a provision first, that the pool may grow by it, and
- * then takes over what it has grown by.  At all moments
+ * each request brings a provision, that the pool may grow by it, and then takes
+ * over what it has grown by.  At all moments
  *
  *	reserved <= charged + provisions of the requests under way
  *
@@ -10,12 +10,14 @@
  * was begun (`version`): an old one would forget what others have taken over.
  * No lock is held while the driver is asked.
  *
- * Memory that a pool keeps for later is charged, and handing it out again is
- * not refused.  When the quota has no room, pools are trimmed first; what they
- * cannot let go of yet (its work is not done) they can still hand out, and then
- * the driver is asked with whatever provision there is.  Nothing waits for work.
+ * Memory that a pool keeps for later is charged.  A request that will get such
+ * memory must not need room of its own: then the provision comes out of what the
+ * pool is charged.  That it will is certain only of a block as large that was
+ * freed on the same stream, whatever that stream has still to do; a guess from
+ * how much is idle in all would let pools grow beyond the quota.
  */
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include "account.h"
@@ -24,114 +26,149 @@
 #define SETTLE_TRIES 8
 #define LARGEST_STEP (64ull << 20)
 
-struct pool {
-	struct pool *next; /* of all pools of the process; never unlinked */
-	uint64_t handle;   /* CUmemoryPool, or the CUdevice of graphs; see is_open */
-	int is_graph;
-	int slice; /* or SLICE_NOT_GRANTED, or SLICE_NONE */
-	int is_open;
-	struct lock lock; /* for what follows */
-	uint64_t version;
-	uint64_t charged;    /* taken over from provisions */
-	uint64_t provisions; /* of requests under way */
-	uint64_t live;       /* bytes handed out and not freed */
-	uint64_t keeps;      /* bytes that it may keep when idle */
-	uint64_t step;       /* it has been seen to grow by no less than this */
-	uint32_t row;
-	int is_closing; /* POOL_...: its handle is gone; 0: not so */
-};
-
-#define POOL_CLOSING 1
-#define POOL_ENDING 2
-
 /* ---- finding ------------------------------------------------------------------------------ */
 
-struct pool *vgpu_pool_known(struct process *process, uint64_t handle, int is_graph)
+static uint32_t state_of(const struct pool *pool)
+{
+	return __atomic_load_n(&pool->state, __ATOMIC_ACQUIRE);
+}
+
+struct pool *vgpu_pool_known(struct process *process, uint64_t handle, int is_graph,
+			     enum pool_state state)
 {
 	struct pool *pool = __atomic_load_n(&process->pools, __ATOMIC_ACQUIRE);
 
 	for (; pool; pool = pool->next)
-		if (__atomic_load_n(&pool->is_open, __ATOMIC_ACQUIRE) && pool->handle == handle &&
-		    pool->is_graph == is_graph)
+		if (state_of(pool) == state && pool->handle == handle && pool->is_graph == is_graph)
 			return pool;
 	return NULL;
 }
 
-static struct pool *new_pool(struct process *process)
+static struct pool *unused_pool(struct process *process)
 {
-	struct pool *pool = __atomic_load_n(&process->pools, __ATOMIC_ACQUIRE);
+	struct pool *pool = process->pools;
 
-	/* One that is closed, and that nobody holds memory of. */
-	for (; pool; pool = pool->next)
-		if (!__atomic_load_n(&pool->is_open, __ATOMIC_ACQUIRE) && !pool->is_closing)
-			return pool;
+	while (pool && state_of(pool) != POOL_UNUSED)
+		pool = pool->next;
+	if (pool)
+		return pool;
 	pool = mmap(NULL, sizeof(*pool), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
 		    0);
 	if (pool == MAP_FAILED)
 		return NULL;
+	/* A child of fork begins without pools. */
 	madvise(pool, sizeof(*pool), MADV_DONTFORK);
 	pool->next = process->pools;
 	__atomic_store_n(&process->pools, pool, __ATOMIC_RELEASE);
 	return pool;
 }
 
+/* With the list's lock.  What is left in an unused pool is of no account. */
+static struct pool *open_pool(struct process *process, const struct pool *like)
+{
+	struct pool *pool = unused_pool(process), *next;
+
+	if (!pool)
+		return NULL;
+	next = pool->next;
+	*pool = *like;
+	pool->next = next;
+	pool->row = NO_ROW;
+	pool->step = POOL_BLOCK;
+	pool->epoch = 1; /* no graph that was never launched has it */
+	__atomic_store_n(&pool->state, POOL_OPEN, __ATOMIC_RELEASE);
+	return pool;
+}
+
 struct pool *vgpu_pool_of(struct process *process, uint64_t handle, int is_graph, int slice)
 {
-	struct pool *pool = vgpu_pool_known(process, handle, is_graph);
+	struct pool *pool = vgpu_pool_known(process, handle, is_graph, POOL_OPEN);
 
 	if (pool)
 		return pool;
 	vgpu_lock_and_sleep(&process->pools_lock);
-	pool = vgpu_pool_known(process, handle, is_graph);
-	if (!pool && (pool = new_pool(process))) {
-		pool->handle = handle;
-		pool->is_graph = is_graph;
-		pool->slice = slice;
-		/* Graph memory stays until it is trimmed. */
-		pool->keeps = is_graph ? UINT64_MAX : 0;
-		pool->charged = pool->provisions = pool->live = pool->step = 0;
-		__atomic_store_n(&pool->is_open, 1, __ATOMIC_RELEASE);
-	}
+	pool = vgpu_pool_known(process, handle, is_graph, POOL_OPEN);
+	if (!pool) /* graph memory stays until it is trimmed */
+		pool = open_pool(process, &(struct pool){.handle = handle,
+							 .is_graph = is_graph,
+							 .slice = slice,
+							 .keeps = is_graph ? UINT64_MAX : 0});
 	vgpu_unlock(&process->pools_lock);
 	return pool;
 }
 
-int vgpu_pool_slice(const struct pool *pool)
+struct pool *vgpu_pool_made(const struct tenant *tenant, struct process *process, uint64_t handle,
+			    int slice)
 {
-	return pool->slice;
+	struct pool *pool, *earlier;
+
+	vgpu_lock_and_sleep(&process->pools_lock);
+	earlier = vgpu_pool_known(process, handle, 0, POOL_OPEN);
+	if (earlier) {
+		/* It went without a word, as with its device's last context. */
+		vgpu_pool_drop(tenant, earlier);
+		__atomic_store_n(&earlier->state, POOL_UNUSED, __ATOMIC_RELEASE);
+	}
+	pool = open_pool(process, &(struct pool){.handle = handle, .is_made = 1, .slice = slice});
+	vgpu_unlock(&process->pools_lock);
+	return pool;
+}
+
+uint64_t vgpu_stream_key(const struct driver *driver, struct stream stream)
+{
+	uintptr_t handle = (uintptr_t)stream.handle;
+	CUcontext context = NULL;
+
+	if (handle > CU_STREAM_PER_THREAD_VALUE)
+		return handle;
+	driver->used.cuCtxGetCurrent(&context);
+	/* Addresses are even; so neither is another's, nor a stream's. */
+	if (handle == CU_STREAM_PER_THREAD_VALUE || (!handle && stream.per_thread))
+		return ((uintptr_t)context ^ (uintptr_t)pthread_self() << 8) | 1;
+	return (uintptr_t)context + 3;
 }
 
 /* ---- what the driver says -------------------------------------------------------------------- */
 
-static CUresult ask(const struct driver *driver, const struct pool *pool, int is_reserved,
-		    uint64_t *bytes)
+static CUresult ask_reserved(const struct driver *driver, const struct pool *pool, uint64_t *bytes)
 {
 	*bytes = 0;
-	if (pool->is_graph)
-		return driver->used.cuDeviceGetGraphMemAttribute(
-			(CUdevice)pool->handle,
-			is_reserved ? CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT
-				    : CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT,
-			bytes);
-	return driver->used.cuMemPoolGetAttribute((CUmemoryPool)pool->handle,
-						  is_reserved ? CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT
-							      : CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
-						  bytes);
+	return pool->is_graph
+		       ? driver->used.cuDeviceGetGraphMemAttribute(
+				 (CUdevice)pool->handle, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT,
+				 bytes)
+		       : driver->used.cuMemPoolGetAttribute((CUmemoryPool)pool->handle,
+							    CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+							    bytes);
 }
 
-static void trim(const struct driver *driver, const struct pool *pool)
-{
-	if (pool->is_graph)
-		driver->real.cuDeviceGraphMemTrim((CUdevice)pool->handle);
-	else
-		driver->real.cuMemPoolTrimTo((CUmemoryPool)pool->handle, 0);
-}
-
-/* ---- settling ----------------------------------------------------------------------------------
+/* ---- settling: all with the pool's lock -------------------------------------------------------
  */
 
-/* With the pool's lock: `reserved` is what it has, `provision` the caller brings.
- * Returns what is to be refunded; -1 through `short_of` when growth has no cover. */
+/* What was known of memory that it had holds no longer. */
+static void forget_memory(struct pool *pool)
+{
+	pool->spare_count = 0;
+	pool->epoch++;
+	pool->trims++;
+	if (!pool->charged && !pool->provisions) {
+		pool->live = 0;
+		pool->stream = 0;
+		pool->is_mixed = 0;
+	}
+}
+
+/* More than any provision: it is there, so it is charged, whatever the quota says. */
+static int charge_surplus(const struct tenant *tenant, const struct pool *pool, uint64_t bytes)
+{
+	if (!vgpu_charge_if_room(tenant, pool->row, (uint32_t)pool->slice, bytes))
+		return 0;
+	vgpu_charge(tenant->ledger, pool->row, (uint32_t)pool->slice, bytes, UINT64_MAX);
+	return -1;
+}
+
+/* `reserved` is what it has, `provision` the caller brings.  Returns what is to be
+ * refunded; -1 through `short_of` when there was no room for its growth. */
 static uint64_t take_over(const struct tenant *tenant, struct pool *pool, uint64_t reserved,
 			  uint64_t provision, int *short_of)
 {
@@ -152,103 +189,94 @@ static uint64_t take_over(const struct tenant *tenant, struct pool *pool, uint64
 		pool->charged += provision;
 		return 0;
 	}
-	if (vgpu_charge_if_room(tenant, pool->row, (uint32_t)pool->slice, grown - provision)) {
-		pool->charged += provision;
-		*short_of = -1;
-		return 0;
-	}
+	*short_of = charge_surplus(tenant, pool, grown - provision);
 	pool->charged = reserved;
 	return 0;
 }
 
+/* It grew by more than it was asked for, so it grows in steps of at least... */
 static void learn_step(struct pool *pool, uint64_t bytes, uint64_t grown)
 {
-	/* It grew by more than it was asked for, so it grows in steps of at least... */
 	while (grown > bytes && pool->step <= grown - bytes && pool->step < LARGEST_STEP)
-		pool->step = pool->step ? 2 * pool->step : 1;
+		pool->step *= 2;
 }
 
-static int settle(const struct driver *driver, const struct tenant *tenant, struct pool *pool,
-		  uint64_t provision, uint64_t bytes)
-{
-	uint64_t reserved, back = 0;
-	int short_of = 0;
+struct settling {
+	uint64_t provision, bytes, back;
+	int short_of, has_grown;
+};
 
+/* What was read is used; `is_old`: perhaps it is not what the pool has now. */
+static void apply(const struct tenant *tenant, struct pool *pool, uint64_t reserved, int is_old,
+		  struct settling *settling)
+{
+	uint64_t before = pool->charged, provision = settling->provision;
+
+	/* Too much is charged rather than too little. */
+	if (is_old && reserved < before + provision)
+		reserved = before + provision;
+	pool->is_unsure = is_old;
+	pool->version++;
+	pool->provisions -= provision;
+	if (settling->bytes && reserved > before && !pool->provisions)
+		learn_step(pool, settling->bytes, reserved - before);
+	settling->back = take_over(tenant, pool, reserved, provision, &settling->short_of);
+	settling->has_grown = pool->charged > before;
+	if (pool->charged < before)
+		forget_memory(pool);
+}
+
+static void settle(const struct driver *driver, const struct tenant *tenant, struct pool *pool,
+		   struct settling *settling)
+{
 	for (int tries = 1;; tries++) {
-		uint64_t version = __atomic_load_n(&pool->version, __ATOMIC_ACQUIRE);
-		CUresult rc = ask(driver, pool, 1, &reserved);
+		uint64_t version = __atomic_load_n(&pool->version, __ATOMIC_ACQUIRE), reserved;
+		CUresult rc = ask_reserved(driver, pool, &reserved);
+		int is_old;
 
 		vgpu_lock(&pool->lock);
-		if (pool->version != version && tries < SETTLE_TRIES) {
+		is_old = rc || pool->version != version;
+		if (!rc && is_old && tries < SETTLE_TRIES) {
 			vgpu_unlock(&pool->lock);
 			continue;
 		}
-		pool->provisions -= provision;
-		/* Not to be had, or old: too much is charged rather than too little. */
-		if (rc || (pool->version != version && reserved < pool->charged + provision))
-			reserved = pool->charged + provision;
-		pool->version++;
-		if (bytes && reserved > pool->charged && !pool->provisions)
-			learn_step(pool, bytes, reserved - pool->charged);
-		back = take_over(tenant, pool, reserved, provision, &short_of);
+		apply(tenant, pool, rc ? 0 : reserved, is_old, settling);
 		vgpu_unlock(&pool->lock);
 		break;
 	}
-	if (back)
-		vgpu_refund(tenant->ledger, pool->row, (uint32_t)pool->slice, back);
-	return short_of;
+	if (settling->back)
+		vgpu_refund(tenant->ledger, pool->row, (uint32_t)pool->slice, settling->back);
 }
 
-int vgpu_pool_settle(const struct pool_request *request)
+int vgpu_pool_settle(struct pool_request *request)
 {
+	struct settling settling = {.provision = request->provision, .bytes = request->bytes};
+
 	if (request->pool->slice < 0)
 		return 0;
-	return settle(request->driver, request->tenant, request->pool, request->provision,
-		      request->bytes);
+	settle(request->driver, request->tenant, request->pool, &settling);
+	if (__atomic_load_n(&request->pool->is_unsure, __ATOMIC_RELAXED))
+		vgpu_pools_mark_dirty(request->process);
+	request->provision = 0;
+	request->has_grown = settling.has_grown;
+	return settling.short_of;
 }
 
-/* ---- providing ---------------------------------------------------------------------------------
+void vgpu_pool_reread(const struct driver *driver, const struct tenant *tenant, struct pool *pool)
+{
+	if (pool->slice >= 0 && __atomic_load_n(&pool->row, __ATOMIC_RELAXED) != NO_ROW)
+		settle(driver, tenant, pool, &(struct settling){0});
+}
+
+/* ---- covering
+ * ------------------------------------------------------------------------------------
  */
 
-static int charge_provision(struct pool_request *request, uint64_t bytes)
+CUresult vgpu_pool_enter(const struct pool_request *request)
 {
 	struct pool *pool = request->pool;
-
-	if (vgpu_charge_if_room(request->tenant, pool->row, (uint32_t)pool->slice, bytes))
-		return -1;
-	vgpu_lock(&pool->lock);
-	pool->provisions += bytes;
-	vgpu_unlock(&pool->lock);
-	request->provision = bytes;
-	return 0;
-}
-
-/* Handing out again what the pool has idle takes nothing.  What can be charged of
- * the bytes all the same covers a driver that does not find it good enough. */
-static int has_idle(struct pool_request *request, uint64_t bytes)
-{
-	struct pool *pool = request->pool;
-	uint64_t reserved, used, quota, charged, room;
-
-	if (ask(request->driver, pool, 1, &reserved) || ask(request->driver, pool, 0, &used) ||
-	    reserved < used || reserved - used < request->bytes)
-		return 0;
-	quota = vgpu_quota_of(request->tenant->grant, (uint32_t)pool->slice);
-	charged = vgpu_charged(request->tenant->ledger, (uint32_t)pool->slice);
-	room = charged < quota ? quota - charged : 0;
-	if (room && bytes && charge_provision(request, room < bytes ? room : bytes))
-		request->provision = 0;
-	return 1;
-}
-
-CUresult vgpu_pool_provide(struct pool_request *request)
-{
-	struct pool *pool = request->pool;
-	const struct claim claim = {request->driver, request->tenant, request->process, NULL};
-	uint64_t bytes = request->bytes, step = __atomic_load_n(&pool->step, __ATOMIC_RELAXED);
 	int row;
 
-	request->provision = 0;
 	if (pool->slice < 0)
 		return pool->slice == SLICE_NOT_GRANTED ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
 	row = vgpu_process_row(request->tenant, request->process);
@@ -256,47 +284,157 @@ CUresult vgpu_pool_provide(struct pool_request *request)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	__atomic_store_n(&pool->row, (uint32_t)row, __ATOMIC_RELAXED);
 	vgpu_process_active(request->tenant, row, pool->slice);
-	/* A graph that is launched again finds its memory as it left it. */
-	if (pool->is_graph && has_idle(request, 0))
-		return CUDA_SUCCESS;
-	if (step && bytes <= UINT64_MAX - step)
-		bytes = (bytes + step - 1) & ~(step - 1);
-	if (likely(!charge_provision(request, bytes)))
-		return CUDA_SUCCESS;
-	vgpu_pools_shrink(request->driver, request->tenant, request->process, pool->slice);
-	if (!charge_provision(request, bytes) || has_idle(request, bytes))
-		return CUDA_SUCCESS;
-	/* With a sweep of the dead, and the refusal counted. */
-	if (vgpu_try_charge(&claim, pool->row, (uint32_t)pool->slice, bytes))
-		return CUDA_ERROR_OUT_OF_MEMORY;
+	return CUDA_SUCCESS;
+}
+
+static void add_provision(struct pool_request *request, uint64_t bytes)
+{
+	vgpu_lock(&request->pool->lock);
+	request->pool->provisions += bytes;
+	vgpu_unlock(&request->pool->lock);
+	request->provision += bytes;
+}
+
+/* 0 also for a size that no device has: the driver refuses it. */
+static uint64_t in_steps(const struct pool *pool, uint64_t bytes)
+{
+	uint64_t step = __atomic_load_n(&pool->step, __ATOMIC_RELAXED);
+
+	return bytes > UINT64_MAX - step ? bytes : (bytes + step - 1) & ~(step - 1);
+}
+
+int vgpu_pool_cover(struct pool_request *request, uint64_t bytes)
+{
+	const struct pool *pool = request->pool;
+
+	bytes = in_steps(pool, bytes);
+	if (vgpu_charge_if_room(request->tenant, pool->row, (uint32_t)pool->slice, bytes))
+		return -1;
+	add_provision(request, bytes);
+	return 0;
+}
+
+static void remove_spare(struct pool *pool, uint32_t index)
+{
+	pool->spare_count--;
+	for (uint32_t i = index; i < pool->spare_count; i++)
+		pool->spares[i] = pool->spares[i + 1];
+}
+
+/* The newest one first; a driver splits no block that is much too large. */
+static int find_spare(const struct pool *pool, uint64_t stream, uint64_t bytes)
+{
+	for (uint32_t i = pool->spare_count; i--;)
+		if (pool->spares[i].stream == stream && pool->spares[i].bytes >= bytes &&
+		    pool->spares[i].bytes - bytes <= bytes / 4)
+			return (int)i;
+	return -1;
+}
+
+int vgpu_pool_cover_by_spare(struct pool_request *request, uint64_t stream, uint64_t bytes)
+{
+	struct pool *pool = request->pool;
+	uint64_t found = 0;
+	int index;
+
 	vgpu_lock(&pool->lock);
+	index = find_spare(pool, stream, bytes);
+	if (index >= 0 && pool->spares[index].bytes <= pool->charged) {
+		found = pool->spares[index].bytes;
+		remove_spare(pool, (uint32_t)index);
+		pool->charged -= found;
+		pool->provisions += found;
+	}
+	vgpu_unlock(&pool->lock);
+	request->provision += found;
+	return found ? 0 : -1;
+}
+
+uint64_t vgpu_pool_cover_by_own(struct pool_request *request, uint64_t bytes)
+{
+	struct pool *pool = request->pool;
+
+	vgpu_lock(&pool->lock);
+	if (bytes > pool->charged)
+		bytes = pool->charged;
+	pool->charged -= bytes;
 	pool->provisions += bytes;
 	vgpu_unlock(&pool->lock);
-	request->provision = bytes;
-	return CUDA_SUCCESS;
+	request->provision += bytes;
+	return bytes;
+}
+
+int vgpu_pool_insist(struct pool_request *request, uint64_t bytes)
+{
+	const struct claim claim = {request->driver, request->tenant, request->process, NULL};
+	const struct pool *pool = request->pool;
+
+	bytes = in_steps(pool, bytes);
+	if (vgpu_try_charge(&claim, pool->row, (uint32_t)pool->slice, bytes))
+		return -1;
+	add_provision(request, bytes);
+	return 0;
+}
+
+void vgpu_pool_cancel(struct pool_request *request)
+{
+	struct pool *pool = request->pool;
+
+	if (!request->provision)
+		return;
+	vgpu_lock(&pool->lock);
+	pool->provisions -= request->provision;
+	vgpu_unlock(&pool->lock);
+	vgpu_refund(request->tenant->ledger, pool->row, (uint32_t)pool->slice, request->provision);
+	request->provision = 0;
 }
 
 /* ---- use
  * ------------------------------------------------------------------------------------------ */
 
-static void mark_dirty(struct process *process)
+void vgpu_pool_used(const struct pool_request *request, uint64_t stream)
 {
-	__atomic_store_n(&process->pools_dirty, 1, __ATOMIC_RELAXED);
+	struct pool *pool = request->pool;
+	int index;
+
+	vgpu_lock(&pool->lock);
+	pool->live += request->bytes;
+	if (!request->has_grown && pool->spare_count) {
+		/* It got some idle block: this one, or we do not know which. */
+		index = find_spare(pool, stream, request->bytes);
+		if (index >= 0)
+			remove_spare(pool, (uint32_t)index);
+		else
+			pool->spare_count = 0;
+	}
+	vgpu_unlock(&pool->lock);
 }
 
-void vgpu_pool_used(struct pool *pool, uint64_t bytes)
+void vgpu_pool_add_spare(struct pool *pool, uint64_t stream, uint64_t bytes)
 {
-	__atomic_fetch_add(&pool->live, bytes, __ATOMIC_RELAXED);
+	vgpu_lock(&pool->lock);
+	if (pool->spare_count == POOL_SPARES)
+		remove_spare(pool, 0);
+	pool->spares[pool->spare_count++] = (struct spare){stream, bytes};
+	vgpu_unlock(&pool->lock);
+}
+
+void vgpu_pool_freed(struct process *process, struct pool *pool, uint64_t bytes)
+{
+	vgpu_lock(&pool->lock);
+	/* A pool that went with its context may have left records behind. */
+	pool->live = pool->live > bytes ? pool->live - bytes : 0;
+	vgpu_unlock(&pool->lock);
+	vgpu_pools_mark_dirty(process);
 }
 
 void vgpu_pool_keeps(struct process *process, struct pool *pool, uint64_t bytes)
 {
 	__atomic_store_n(&pool->keeps, bytes, __ATOMIC_RELAXED);
-	mark_dirty(process);
+	vgpu_pools_mark_dirty(process);
 }
 
-/* All that is charged; the driver cannot be asked any more. */
-static void drop_charge(const struct tenant *tenant, struct pool *pool)
+void vgpu_pool_drop(const struct tenant *tenant, struct pool *pool)
 {
 	uint64_t back;
 
@@ -304,120 +442,8 @@ static void drop_charge(const struct tenant *tenant, struct pool *pool)
 	back = pool->charged;
 	pool->charged = 0;
 	pool->version++;
+	forget_memory(pool);
 	vgpu_unlock(&pool->lock);
 	if (back)
 		vgpu_refund(tenant->ledger, pool->row, (uint32_t)pool->slice, back);
-}
-
-/* Of the threads that see a closed pool empty, one drops what it is charged. */
-static void end_closed(const struct tenant *tenant, struct pool *pool)
-{
-	int closing = POOL_CLOSING;
-
-	if (!__atomic_compare_exchange_n(&pool->is_closing, &closing, POOL_ENDING, 0,
-					 __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
-		return;
-	drop_charge(tenant, pool);
-	__atomic_store_n(&pool->is_closing, 0, __ATOMIC_RELEASE);
-}
-
-void vgpu_pool_freed(const struct tenant *tenant, struct process *process, struct pool *pool,
-		     uint64_t bytes)
-{
-	uint64_t live = __atomic_load_n(&pool->live, __ATOMIC_RELAXED), left;
-
-	/* A pool that went with its context left records behind. */
-	do {
-		left = live > bytes ? live - bytes : 0;
-	} while (!__atomic_compare_exchange_n(&pool->live, &live, left, 1, __ATOMIC_ACQ_REL,
-					      __ATOMIC_RELAXED));
-	mark_dirty(process);
-	if (!left)
-		end_closed(tenant, pool);
-}
-
-void vgpu_pool_closed(const struct tenant *tenant, struct process *process, struct pool *pool)
-{
-	mark_dirty(process);
-	__atomic_store_n(&pool->is_closing, POOL_CLOSING, __ATOMIC_RELEASE);
-	__atomic_store_n(&pool->is_open, 0, __ATOMIC_RELEASE);
-	if (!__atomic_load_n(&pool->live, __ATOMIC_ACQUIRE))
-		end_closed(tenant, pool);
-}
-
-/* ---- what they let go of
- * ---------------------------------------------------------------------------- */
-
-/* Whether a pool may still let go of something by itself. */
-static int is_expected_to_shrink(const struct pool *pool)
-{
-	uint64_t live = __atomic_load_n(&pool->live, __ATOMIC_RELAXED);
-	uint64_t keeps = __atomic_load_n(&pool->keeps, __ATOMIC_RELAXED);
-
-	return __atomic_load_n(&pool->charged, __ATOMIC_RELAXED) > (live > keeps ? live : keeps);
-}
-
-static struct pool *next_open(struct pool *pool)
-{
-	while (pool && !(__atomic_load_n(&pool->is_open, __ATOMIC_ACQUIRE) && pool->slice >= 0))
-		pool = pool->next;
-	return pool;
-}
-
-static struct pool *first_open(struct process *process)
-{
-	return next_open(__atomic_load_n(&process->pools, __ATOMIC_ACQUIRE));
-}
-
-void vgpu_pools_refresh(const struct driver *driver, const struct tenant *tenant,
-			struct process *process)
-{
-	int is_dirty = 0;
-
-	/* First: a free in the meantime marks them anew. */
-	__atomic_store_n(&process->pools_dirty, 0, __ATOMIC_RELAXED);
-	for (struct pool *pool = first_open(process); pool; pool = next_open(pool->next)) {
-		if (!is_expected_to_shrink(pool))
-			continue;
-		settle(driver, tenant, pool, 0, 0);
-		is_dirty |= is_expected_to_shrink(pool);
-	}
-	if (is_dirty)
-		mark_dirty(process);
-}
-
-void vgpu_pools_check(const struct driver *driver, const struct tenant *tenant,
-		      struct process *process)
-{
-	for (struct pool *pool = first_open(process); pool; pool = next_open(pool->next)) {
-		uint64_t reserved;
-		CUresult rc = pool->charged ? ask(driver, pool, 1, &reserved) : CUDA_SUCCESS;
-
-		/* A pool that went with its context. */
-		if (rc == CUDA_ERROR_INVALID_VALUE || rc == CUDA_ERROR_INVALID_HANDLE ||
-		    rc == CUDA_ERROR_INVALID_CONTEXT) {
-			drop_charge(tenant, pool);
-			__atomic_store_n(&pool->live, 0, __ATOMIC_RELAXED);
-		} else if (!rc) {
-			settle(driver, tenant, pool, 0, 0);
-		}
-	}
-}
-
-int vgpu_pools_shrink(const struct driver *driver, const struct tenant *tenant,
-		      struct process *process, int slice)
-{
-	int did_shrink = 0;
-
-	for (struct pool *pool = first_open(process); pool; pool = next_open(pool->next)) {
-		uint64_t before = __atomic_load_n(&pool->charged, __ATOMIC_RELAXED);
-
-		if (pool->slice != slice ||
-		    (!pool->is_graph && before <= __atomic_load_n(&pool->live, __ATOMIC_RELAXED)))
-			continue;
-		trim(driver, pool);
-		settle(driver, tenant, pool, 0, 0);
-		did_shrink |= __atomic_load_n(&pool->charged, __ATOMIC_RELAXED) < before;
-	}
-	return did_shrink;
 }

@@ -52,16 +52,27 @@ struct record {
 		uint64_t bytes; /* what they mean, and whether they are charged, says the kind */
 		uint64_t owner; /* BINDING: the object that holds the block */
 	};
-	uint64_t spilled;  /* charged on the spill account besides */
+	union {
+		uint64_t spilled; /* charged on the spill account besides */
+		uint64_t sum;     /* GRAPH: bytes without what it uses twice */
+	};
 	CUcontext context; /* whose end is its end; NULL: no context's */
 	union {
 		struct record *block; /* HANDLE, MAPPING, BINDING */
 		struct pool *pool;    /* POINTER: where it is from; NULL: from no pool */
+		uint64_t stream;      /* GRAPH: on which it was launched last */
 	};
-	uint32_t row;
-	uint32_t count;  /* uses: of a BLOCK by its handles, mappings and bindings; of a HANDLE */
+	union {
+		uint32_t row;
+		uint32_t trims; /* GRAPH: the pool's when it was launched last */
+	};
+	union {
+		uint32_t count; /* uses: of a BLOCK by all its holders; of a HANDLE */
+		uint32_t epoch; /* GRAPH: like `trims` */
+	};
 	uint8_t account; /* see VGPU_ACCOUNTS */
 	uint8_t kind;
+	uint8_t is_holding; /* GRAPH: some of its memory outlives a launch */
 };
 
 struct records {

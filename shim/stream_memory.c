@@ -32,12 +32,39 @@ static CUresult place(const struct driver *driver, const struct order *order, CU
 
 /* ---- which pool ------------------------------------------------------------------------------ */
 
+/* Where memory of a pool is, in the words of a driver that says so; 0, or -1. */
+static int ask_location(const struct driver *driver, CUmemoryPool handle, CUmemLocation *location,
+			int *is_managed)
+{
+	uint64_t type = 0, place = 0, id = 0; /* the driver writes an int to each */
+
+	if (driver->used.cuMemPoolGetAttribute(handle, CU_MEMPOOL_ATTR_ALLOCATION_TYPE, &type) ||
+	    driver->used.cuMemPoolGetAttribute(handle, CU_MEMPOOL_ATTR_LOCATION_TYPE, &place) ||
+	    driver->used.cuMemPoolGetAttribute(handle, CU_MEMPOOL_ATTR_LOCATION_ID, &id))
+		return -1;
+	*location = (CUmemLocation){(CUmemLocationType)place, (int)id};
+	*is_managed = type == CU_MEM_ALLOCATION_TYPE_MANAGED;
+	return 0;
+}
+
+/* Managed memory is charged in full wherever it is told to be: it may all come here. */
+static int slice_of_location(const struct driver *driver, const struct tenant *tenant,
+			     struct process *process, const CUmemLocation *location, int is_managed)
+{
+	if (location->type == CU_MEM_LOCATION_TYPE_DEVICE)
+		return vgpu_slice_of_device(driver, tenant, process, location->id);
+	return is_managed ? vgpu_current_slice(driver, tenant, process) : SLICE_NONE;
+}
+
 /* A pool that the program was not seen to make is a device's own, or of no device. */
 static int slice_of_pool(const struct driver *driver, const struct tenant *tenant,
 			 struct process *process, CUmemoryPool handle)
 {
-	int count = 0;
+	CUmemLocation location;
+	int count = 0, is_managed;
 
+	if (!ask_location(driver, handle, &location, &is_managed))
+		return slice_of_location(driver, tenant, process, &location, is_managed);
 	if (driver->used.cuDeviceGetCount(&count))
 		return SLICE_NONE;
 	for (int i = 0; i < count; i++) {
@@ -55,17 +82,16 @@ static int slice_of_pool(const struct driver *driver, const struct tenant *tenan
 static struct pool *pool_of_handle(const struct driver *driver, const struct tenant *tenant,
 				   struct process *process, CUmemoryPool handle)
 {
-	struct pool *pool = vgpu_pool_known(process, (uintptr_t)handle, 0);
+	struct pool *pool = vgpu_pool_known(process, (uintptr_t)handle, 0, POOL_OPEN);
 
-	if (pool)
+	if (likely(pool))
 		return pool;
 	return vgpu_pool_of(process, (uintptr_t)handle, 0,
 			    slice_of_pool(driver, tenant, process, handle));
 }
 
 /* The pool in use on the stream's device. */
-static struct pool *pool_of_stream(const struct driver *driver, const struct tenant *tenant,
-				   struct process *process, struct stream stream)
+static CUmemoryPool handle_of_stream(const struct driver *driver, struct stream stream)
 {
 	CUmemoryPool handle = NULL;
 	CUdevice device;
@@ -73,7 +99,7 @@ static struct pool *pool_of_stream(const struct driver *driver, const struct ten
 	if (vgpu_stream_device(driver, stream.handle, stream.per_thread, &device) ||
 	    driver->used.cuDeviceGetMemPool(&handle, device))
 		return NULL;
-	return pool_of_handle(driver, tenant, process, handle);
+	return handle;
 }
 
 /* ---- allocations ------------------------------------------------------------------------------
@@ -87,38 +113,72 @@ static void undo(const struct driver *driver, struct stream stream, CUdeviceptr 
 		driver->real.cuMemFreeAsync(pointer, stream.handle);
 }
 
+/* Charge that the pool may grow by what is asked for, unless it surely need not. */
+static CUresult provide(struct pool_request *request, const struct order *order)
+{
+	CUresult rc = vgpu_pool_enter(request);
+
+	if (rc || request->pool->slice < 0 || likely(!vgpu_pool_cover(request, request->bytes)) ||
+	    !vgpu_pool_cover_by_spare(request, vgpu_stream_key(request->driver, order->stream),
+				      request->bytes))
+		return rc;
+	return vgpu_pool_insist(request, request->bytes) ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+/* The driver has answered `rc`. */
+static CUresult settle(struct pool_request *request, const struct order *order, CUresult rc,
+		       CUdeviceptr pointer)
+{
+	const struct pool *pool = request->pool;
+
+	/* One that has never given anything is perhaps another process's. */
+	if (rc && !__atomic_load_n(&pool->version, __ATOMIC_RELAXED)) {
+		vgpu_pool_cancel(request);
+		return rc;
+	}
+	if (!vgpu_pool_settle(request) || rc)
+		return rc;
+	/* More than there was room for, and it cannot be kept. */
+	undo(request->driver, order->stream, pointer);
+	vgpu_pools_mark_dirty(request->process);
+	vgpu_pools_shrink(request->driver, request->tenant, request->process, pool->slice);
+	vgpu_count_refusal(request->tenant, (uint32_t)pool->slice);
+	return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static void enter(struct pool_request *request, const struct order *order, struct record *record,
+		  CUdeviceptr pointer)
+{
+	struct record *stale;
+	uint64_t stream = 0;
+
+	if (__atomic_load_n(&request->pool->spare_count, __ATOMIC_RELAXED))
+		stream = vgpu_stream_key(request->driver, order->stream);
+	vgpu_pool_used(request, stream);
+	*record = (struct record){.kind = RECORD_POINTER,
+				  .key = pointer,
+				  .bytes = request->bytes,
+				  .pool = request->pool};
+	stale = vgpu_record_enter(&request->process->records, record);
+	if (stale)
+		vgpu_give_back(request->tenant, request->process, stale);
+}
+
 static CUresult take(struct pool_request *request, const struct order *order, CUdeviceptr *pointer)
 {
 	struct records *records = &request->process->records;
-	struct record *record = vgpu_record_new(records), *stale;
-	CUresult rc = record ? vgpu_pool_provide(request) : CUDA_ERROR_OUT_OF_MEMORY;
+	struct record *record = vgpu_record_new(records);
+	CUresult rc = record ? provide(request, order) : CUDA_ERROR_OUT_OF_MEMORY;
 
-	if (rc) {
-		if (record)
-			vgpu_record_free(records, record);
-		return rc;
+	if (!rc) {
+		rc = place(request->driver, order, pointer);
+		rc = settle(request, order, rc, rc ? 0 : *pointer);
 	}
-	rc = place(request->driver, order, pointer);
-	if (vgpu_pool_settle(request) && !rc) {
-		/* More than there was room for, and it cannot be kept. */
-		undo(request->driver, order->stream, *pointer);
-		vgpu_pools_shrink(request->driver, request->tenant, request->process,
-				  vgpu_pool_slice(request->pool));
-		rc = CUDA_ERROR_OUT_OF_MEMORY;
-	}
-	if (rc) {
+	if (!rc)
+		enter(request, order, record, *pointer);
+	else if (record)
 		vgpu_record_free(records, record);
-		return rc;
-	}
-	vgpu_pool_used(request->pool, order->bytes);
-	*record = (struct record){.kind = RECORD_POINTER,
-				  .key = *pointer,
-				  .bytes = order->bytes,
-				  .pool = request->pool};
-	stale = vgpu_record_enter(records, record);
-	if (stale)
-		vgpu_give_back(request->tenant, request->process, stale);
-	return CUDA_SUCCESS;
+	return rc;
 }
 
 static CUresult allocate(const struct order *order, CUdeviceptr *pointer)
@@ -127,16 +187,22 @@ static CUresult allocate(const struct order *order, CUdeviceptr *pointer)
 	const struct tenant *tenant = vgpu_tenant();
 	struct pool_request request = {.driver = driver, .tenant = tenant, .bytes = order->bytes};
 
+	CUmemoryPool handle;
+
 	if (!vgpu_is_charged(tenant) || !pointer || !order->bytes ||
-	    vgpu_is_capturing(driver, order->stream))
+	    vgpu_may_be_capturing(driver, order->stream))
 		return place(driver, order, pointer);
 	request.process = vgpu_process();
 	if (tenant->is_faulty || !request.process)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	request.pool = order->pool ? pool_of_handle(driver, tenant, request.process, order->pool)
-				   : pool_of_stream(driver, tenant, request.process, order->stream);
+	handle = order->pool ? order->pool : handle_of_stream(driver, order->stream);
 	/* Without a pool the driver has no such memory, and says so. */
-	return request.pool ? take(&request, order, pointer) : place(driver, order, pointer);
+	if (!handle)
+		return place(driver, order, pointer);
+	if (vgpu_pool_known(request.process, (uintptr_t)handle, 0, POOL_CLOSING))
+		return CUDA_ERROR_INVALID_VALUE;
+	request.pool = pool_of_handle(driver, tenant, request.process, handle);
+	return request.pool ? take(&request, order, pointer) : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult cuMemAllocAsync(CUdeviceptr *pointer, size_t bytes, CUstream stream)
@@ -161,6 +227,33 @@ CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *pointer, size_t bytes, CUmemo
 	return allocate(&(struct order){bytes, pool, {stream, 1}}, pointer);
 }
 
+/* ---- frees ------------------------------------------------------------------------------------
+ */
+
+static CUresult free_on(CUdeviceptr pointer, struct stream stream)
+{
+	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
+	struct claim claim;
+	struct record *record = vgpu_withdraw(&claim, RECORD_POINTER, pointer);
+	CUresult rc = stream.per_thread ? driver->real.cuMemFreeAsync_ptsz(pointer, stream.handle)
+					: driver->real.cuMemFreeAsync(pointer, stream.handle);
+
+	/* What a graph is going to free is nobody's yet. */
+	if (!rc && record && record->pool && !vgpu_may_be_capturing(driver, stream))
+		vgpu_pool_add_spare(record->pool, vgpu_stream_key(driver, stream), record->bytes);
+	return vgpu_settled(&claim, record, rc);
+}
+
+CUresult cuMemFreeAsync(CUdeviceptr pointer, CUstream stream)
+{
+	return free_on(pointer, (struct stream){stream, 0});
+}
+
+CUresult cuMemFreeAsync_ptsz(CUdeviceptr pointer, CUstream stream)
+{
+	return free_on(pointer, (struct stream){stream, 1});
+}
+
 /* ---- pools themselves ---------------------------------------------------------------------------
  */
 
@@ -169,14 +262,13 @@ CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *properties)
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	struct process *process = vgpu_accounted();
 	CUresult rc = driver->real.cuMemPoolCreate(pool, properties);
-	int slice = SLICE_NONE;
+	int slice;
 
 	if (rc || !process)
 		return rc;
-	if (properties->location.type == CU_MEM_LOCATION_TYPE_DEVICE)
-		slice = vgpu_slice_of_device(driver, vgpu_tenant(), process,
-					     properties->location.id);
-	if (vgpu_pool_of(process, (uintptr_t)*pool, 0, slice))
+	slice = slice_of_location(driver, vgpu_tenant(), process, &properties->location,
+				  properties->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED);
+	if (vgpu_pool_made(vgpu_tenant(), process, (uintptr_t)*pool, slice))
 		return rc;
 	driver->real.cuMemPoolDestroy(*pool);
 	return CUDA_ERROR_OUT_OF_MEMORY;
@@ -186,33 +278,26 @@ CUresult cuMemPoolDestroy(CUmemoryPool handle)
 {
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	struct process *process = vgpu_accounted();
-	struct pool *pool = process ? vgpu_pool_known(process, (uintptr_t)handle, 0) : NULL;
-	CUresult rc = driver->real.cuMemPoolDestroy(handle);
+	struct pool *pool =
+		process ? vgpu_pool_known(process, (uintptr_t)handle, 0, POOL_OPEN) : NULL;
 
-	if (pool && !rc)
-		vgpu_pool_closed(vgpu_tenant(), process, pool);
-	return rc;
+	if (pool && pool->is_made)
+		return vgpu_pool_end(driver, vgpu_tenant(), process, pool);
+	if (process && vgpu_pool_known(process, (uintptr_t)handle, 0, POOL_CLOSING))
+		return CUDA_ERROR_INVALID_VALUE;
+	return driver->real.cuMemPoolDestroy(handle);
 }
 
-static void reread(const struct driver *driver, CUmemoryPool handle)
-{
-	struct process *process = vgpu_accounted();
-	struct pool *pool = process ? vgpu_pool_known(process, (uintptr_t)handle, 0) : NULL;
-
-	if (pool)
-		vgpu_pool_settle(&(struct pool_request){.driver = driver,
-							.tenant = vgpu_tenant(),
-							.process = process,
-							.pool = pool});
-}
-
-CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t keep)
+CUresult cuMemPoolTrimTo(CUmemoryPool handle, size_t keep)
 {
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
-	CUresult rc = driver->real.cuMemPoolTrimTo(pool, keep);
+	CUresult rc = driver->real.cuMemPoolTrimTo(handle, keep);
+	struct process *process = rc ? NULL : vgpu_accounted();
+	struct pool *pool =
+		process ? vgpu_pool_known(process, (uintptr_t)handle, 0, POOL_OPEN) : NULL;
 
-	if (!rc)
-		reread(driver, pool);
+	if (pool)
+		vgpu_pool_reread(driver, vgpu_tenant(), pool);
 	return rc;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Settle: pools let go of idle memory when a program waits for the device, or
- * asks how far it is.  After such a call the pools that have something to let
- * go of are read again; with none, a call costs two loads.
+ * asks and hears that it is done.  After such a call the pools that have something
+ * to let go of are read again; with none, a call costs two loads.
  */
 #include "pools.h"
 
@@ -10,7 +10,7 @@ static CUresult synchronised(const struct driver *driver, CUresult rc)
 {
 	struct process *process = vgpu_process_if_any();
 
-	if (unlikely(process && vgpu_pools_are_dirty(process)))
+	if (unlikely(process && vgpu_pools_are_dirty(process)) && !rc)
 		vgpu_pools_refresh(driver, vgpu_tenant(), process);
 	return rc;
 }
