@@ -131,7 +131,8 @@ static uint64_t at_least_one(uint64_t extent)
 	return extent ? extent : 1;
 }
 
-/* All levels.  Depth halves from level to level, unless it counts layers. */
+/* All levels, and the driver takes 0 for 1.  Depth halves from level to level, unless
+ * it counts layers. */
 static int array_bytes(const CUDA_ARRAY3D_DESCRIPTOR *of, unsigned int levels, uint64_t *bytes)
 {
 	uint64_t width = of->Width, height = at_least_one(of->Height);
@@ -139,7 +140,7 @@ static int array_bytes(const CUDA_ARRAY3D_DESCRIPTOR *of, unsigned int levels, u
 	int has_layers = of->Flags & (CUDA_ARRAY3D_LAYERED | CUDA_ARRAY3D_CUBEMAP);
 
 	*bytes = 0;
-	for (unsigned int i = 0; i < levels; i++) {
+	for (unsigned int i = 0; i == 0 || i < levels; i++) {
 		if (level_bytes(of, width, height, depth, &level) ||
 		    __builtin_add_overflow(*bytes, level, bytes))
 			return -1;

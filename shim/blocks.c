@@ -13,7 +13,7 @@ void vgpu_block_hold(struct record *block)
 
 void vgpu_block_let_go(struct process *process, struct record *block)
 {
-	if (!__atomic_sub_fetch(&block->count, 1, __ATOMIC_ACQ_REL))
+	if (block && !__atomic_sub_fetch(&block->count, 1, __ATOMIC_ACQ_REL))
 		vgpu_give_back(vgpu_tenant(), process, block);
 }
 
@@ -87,12 +87,11 @@ static void bind(struct process *process, struct record *block, uint64_t owner, 
 	vgpu_holder_enter(process, binding);
 }
 
-static void unbind(struct process *process, uint64_t key)
+static struct record *take_binding(struct process *process, uint64_t key)
 {
-	struct record *binding = vgpu_record_take(&process->records, RECORD_BINDING, key);
-
-	if (binding)
-		vgpu_holder_drop(process, binding);
+	return __atomic_load_n(&process->has_bindings, __ATOMIC_RELAXED)
+		       ? vgpu_record_take(&process->records, RECORD_BINDING, key)
+		       : NULL;
 }
 
 static int is_owned(const struct record *record, const void *owner)
@@ -173,10 +172,14 @@ CUresult cuMulticastUnbind(CUmemGenericAllocationHandle multicast, CUdevice devi
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	struct process *process = vgpu_accounted();
 	const struct spot spot = {(uint64_t)device, multicast_offset};
+	struct record *binding =
+		process ? take_binding(process, place(multicast, &spot, sizeof(spot))) : NULL;
 	CUresult rc = driver->real.cuMulticastUnbind(multicast, device, multicast_offset, bytes);
 
-	if (process && !rc)
-		unbind(process, place(multicast, &spot, sizeof(spot)));
+	if (binding && rc)
+		vgpu_holder_enter(process, binding);
+	else if (binding)
+		vgpu_holder_drop(process, binding);
 	return rc;
 }
 
@@ -184,19 +187,33 @@ CUresult cuMulticastUnbind(CUmemGenericAllocationHandle multicast, CUdevice devi
  * -------------------------------------------------------------------------------- */
 
 #define OPERATION_MAP 1
-#define OPERATION_UNMAP 2
+#define SUBRESOURCE_LEVEL 0
 
-/* What was noted of one place is replaced by what is mapped there now. */
-static void mapped(struct process *process, const CUarrayMapInfo *info, struct record *block)
+static uint64_t place_in_array(const CUarrayMapInfo *info)
 {
 	uint64_t owner = (uintptr_t)info->resource.array;
-	uint64_t key =
-		place(owner + info->subresourceType, &info->subresource, sizeof(info->subresource));
+	/* Field by field: what lies between and behind them is anything. */
+	const uint64_t tail[] = {1, info->subresource.miptail.layer,
+				 info->subresource.miptail.offset, info->subresource.miptail.size};
 
-	if (info->memOperationType == OPERATION_UNMAP)
-		unbind(process, key);
-	else if (block)
-		bind(process, block, owner, key);
+	if (info->subresourceType == SUBRESOURCE_LEVEL)
+		return place(owner, &info->subresource.sparseLevel,
+			     sizeof(info->subresource.sparseLevel));
+	return place(owner, tail, sizeof(tail));
+}
+
+/* What was noted of one place is replaced by what is mapped there now.  A place is
+ * what one call has mapped: of a part of it that is mapped anew or let go, the block
+ * counts as held until all of the place or the array goes. */
+static void mapped(struct process *process, const CUarrayMapInfo *info, struct record *block)
+{
+	uint64_t key = place_in_array(info);
+	struct record *earlier = take_binding(process, key);
+
+	if (block)
+		bind(process, block, (uintptr_t)info->resource.array, key);
+	if (earlier)
+		vgpu_holder_drop(process, earlier);
 }
 
 /* Blocks are held before the driver is asked, lest they are released meanwhile. */

@@ -10,6 +10,7 @@
 #include "account.h"
 
 void vgpu_block_hold(struct record *block);
+/* NULL: none. */
 void vgpu_block_let_go(struct process *process, struct record *block);
 /* The block behind a handle, or mapped at an address, held once more; NULL: none that is charged.
  */
@@ -17,7 +18,7 @@ struct record *vgpu_block_of_handle(struct process *process, CUmemGenericAllocat
 struct record *vgpu_block_at(struct process *process, uint64_t at);
 
 /* An entry of the table that is a holder, and takes over a hold of its maker's;
- * NULL when memory is exhausted. */
+ * NULL when memory is exhausted.  `block` may be NULL: of memory that is not charged. */
 struct record *vgpu_holder_new(struct process *process, enum record_kind kind, uint64_t key,
 			       struct record *block);
 void vgpu_holder_enter(struct process *process, struct record *holder);

@@ -109,8 +109,12 @@ int vgpu_device_of_slice(const struct process *process, int slice)
 int vgpu_slice_of_device(const struct driver *driver, const struct tenant *tenant,
 			 struct process *process, CUdevice device)
 {
-	return device_count(driver, tenant, process) ? mapped_slice(process, device)
-						     : SLICE_UNKNOWN;
+	uint32_t count = device_count(driver, tenant, process);
+
+	/* A number that no device has is the driver's to refuse. */
+	if (!count || device < 0 || (count < MAX_DEVICES && device >= (CUdevice)count))
+		return SLICE_UNKNOWN;
+	return mapped_slice(process, device);
 }
 
 int vgpu_current_slice(const struct driver *driver, const struct tenant *tenant,

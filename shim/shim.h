@@ -148,7 +148,7 @@ static inline int vgpu_is_metered(struct tenant *tenant)
 /* ---- devices.c: which slice a device is -------------------------------------------- */
 
 #define SLICE_NOT_GRANTED (-1) /* a visible device that the grant does not name */
-#define SLICE_UNKNOWN (-2)     /* the driver cannot say yet: it is not set up */
+#define SLICE_UNKNOWN (-2)     /* no such device, or the driver is not set up yet */
 #define SLICE_NONE (-3)        /* no device's memory: not charged */
 
 struct process;

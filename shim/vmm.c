@@ -11,10 +11,12 @@
  */
 #include "blocks.h"
 
-/* No driver maps in smaller pieces. */
-#define SMALLEST_PIECE (64ull << 10)
-/* How far below an address the start of its mapping is looked for: 64 GiB. */
-#define FARTHEST_STEPS (1 << 20)
+/* Where the start of a mapping is looked for below an address: no driver maps at
+ * finer places than the second, and nearly all map at the first. */
+static const struct {
+	uint64_t bytes;
+	int count;
+} steps[] = {{2ull << 20, 1 << 15}, {64ull << 10, 1 << 14}};
 
 /* ---- making and releasing
  * -------------------------------------------------------------------------- */
@@ -130,40 +132,39 @@ CUresult cuMemMap(CUdeviceptr pointer, size_t bytes, size_t offset,
 {
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	struct process *process = vgpu_accounted();
-	struct record *block = vgpu_block_of_handle(process, handle), *mapping = NULL;
+	struct record *block, *mapping;
 	CUresult rc;
 
-	if (block) {
-		mapping = vgpu_holder_new(process, RECORD_MAPPING, pointer, block);
-		if (!mapping) {
-			vgpu_block_let_go(process, block);
-			return CUDA_ERROR_OUT_OF_MEMORY;
-		}
-		mapping->bytes = bytes;
+	if (!process || !bytes)
+		return driver->real.cuMemMap(pointer, bytes, offset, handle, flags);
+	block = vgpu_block_of_handle(process, handle);
+	mapping = vgpu_holder_new(process, RECORD_MAPPING, pointer, block);
+	if (!mapping) {
+		vgpu_block_let_go(process, block);
+		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
+	mapping->bytes = bytes;
 	rc = driver->real.cuMemMap(pointer, bytes, offset, handle, flags);
-	if (mapping && rc)
+	if (rc)
 		vgpu_holder_drop(process, mapping);
-	else if (mapping)
+	else
 		vgpu_holder_enter(process, mapping);
 	return rc;
 }
 
-/* One call may cover several mappings side by side, each of them whole.  Those of
- * memory that is not charged are not noted: they are stepped over. */
+/* One call may cover several mappings side by side, each of them whole.  All are
+ * noted, also those of memory that is not charged, so the first that is not there
+ * is the last: the program may name any range, and the driver refuses holes. */
 static struct record *take_mappings(struct process *process, uint64_t from, uint64_t bytes)
 {
-	struct record *taken = NULL;
+	struct record *taken = NULL, *mapping;
 
-	for (uint64_t at = from, end = from + bytes; at < end;) {
-		struct record *mapping = vgpu_record_take(&process->records, RECORD_MAPPING, at);
-		uint64_t step = mapping ? mapping->bytes : 0;
-
-		if (mapping) {
-			mapping->next = taken;
-			taken = mapping;
-		}
-		at += step ? step : SMALLEST_PIECE;
+	for (uint64_t at = from, end = from + bytes; at < end; at += mapping->bytes) {
+		mapping = vgpu_record_take(&process->records, RECORD_MAPPING, at);
+		if (!mapping)
+			break;
+		mapping->next = taken;
+		taken = mapping;
 	}
 	return taken;
 }
@@ -191,6 +192,8 @@ struct address {
 	struct record *block;
 };
 
+#define FOUND 2 /* 1 would take the record out */
+
 static int hold_if_covers(struct record *mapping, void *argument)
 {
 	struct address *address = argument;
@@ -198,19 +201,29 @@ static int hold_if_covers(struct record *mapping, void *argument)
 	if (address->at - mapping->key >= mapping->bytes)
 		return 0;
 	address->block = mapping->block;
-	vgpu_block_hold(mapping->block);
-	return 0;
+	if (mapping->block)
+		vgpu_block_hold(mapping->block);
+	return FOUND;
 }
 
-/* The mapping starts at the address or below. */
+/* The nearest mapping that starts at the address or below, at a multiple of `step`. */
+static int look_below(struct process *process, struct address *address, uint64_t step, int count)
+{
+	uint64_t key = address->at / step * step;
+	int found = -1;
+
+	for (int i = 0; i < count && key && found < 0; i++, key -= step)
+		found = vgpu_record_visit(&process->records, RECORD_MAPPING, key, hold_if_covers,
+					  address);
+	return found > 0;
+}
+
 struct record *vgpu_block_at(struct process *process, uint64_t at)
 {
 	struct address address = {at, NULL};
-	uint64_t key = at / SMALLEST_PIECE * SMALLEST_PIECE;
 
-	for (int steps = 0; steps < FARTHEST_STEPS && key; steps++, key -= SMALLEST_PIECE)
-		if (vgpu_record_visit(&process->records, RECORD_MAPPING, key, hold_if_covers,
-				      &address) >= 0)
+	for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++)
+		if (look_below(process, &address, steps[i].bytes, steps[i].count))
 			break;
 	return address.block;
 }
