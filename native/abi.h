@@ -85,7 +85,8 @@ struct vgpu_usage {
 	uint64_t refusals;          /* shim: allocations refused */
 	uint64_t memory_spilled;    /* shim: bytes charged that lie in host memory instead */
 	uint64_t context_memory;    /* shim: bytes that a process's first context took + 1 */
-	uint64_t memory_padding[4]; /* launches must not slow allocations down */
+	uint64_t guess_end_ns;      /* shim: until then rows may hold `guesses`; 0 = none */
+	uint64_t memory_padding[3]; /* launches must not slow allocations down */
 	uint64_t full_ns;           /* shim: when the bucket is full again */
 	uint64_t device_time_ns;    /* shim: device time debited, after settling */
 	uint64_t throttled_ns;      /* shim: time that launches were delayed, summed */
@@ -100,7 +101,8 @@ struct vgpu_row {
 	uint64_t image;         /* shim: changes with exec, which keeps pid and start time */
 	uint64_t pid_namespace; /* shim: inode of the namespace that the pid is of */
 	uint64_t active;        /* shim: bit i: it has used slice i */
-	uint64_t padding[4];
+	uint64_t guesses; /* shim: contexts being made and charged by a guess: 4 bits a slice */
+	uint64_t padding[3];
 };
 
 /* The owner of a row that counts for nothing: its process is gone, and whoever

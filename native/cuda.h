@@ -158,6 +158,11 @@ typedef enum {
 	CU_LIMIT_PERSISTING_L2_CACHE_SIZE = 6
 } CUlimit;
 
+typedef enum {
+	CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16,
+	CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR = 39
+} CUdevice_attribute;
+
 /* A context for some multiprocessors only, and one that shares with graphics. */
 typedef struct CUexecAffinityParam_st {
 	unsigned int type;
@@ -204,6 +209,7 @@ CUresult cuGetExportTable(const void **table, const CUuuid *id);
 CUresult cuDeviceGetCount(int *count);
 CUresult cuDeviceGet(CUdevice *device, int ordinal);
 CUresult cuDeviceGetName(char *name, int size, CUdevice device);
+CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device);
 CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device);
 CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device);
 CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice device);

@@ -155,7 +155,10 @@ uint64_t vgpu_device_part(const struct vgpu_quota *quota)
 
 	if (quota->memory_spill > quota->memory)
 		return 0; /* a mixture of two grants, or a lie: never more than either meant */
-	return bytes < quota->device_memory ? bytes : UINT64_MAX;
+	if (bytes < quota->device_memory)
+		return bytes;
+	/* All of the device is no limit, unless what is beyond it has a place. */
+	return quota->memory_spill ? quota->device_memory : UINT64_MAX;
 }
 
 uint64_t vgpu_quota_of(const struct vgpu_grant *grant, uint32_t account)

@@ -193,6 +193,7 @@ static void free_row(struct vgpu_ledger *ledger, uint32_t index)
 		__atomic_store_n(&lane->ended, load(&lane->begun), __ATOMIC_SEQ_CST);
 	}
 	__atomic_store_n(&row->active, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&row->guesses, 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&row->image, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&row->owner, 0, __ATOMIC_SEQ_CST);
 }

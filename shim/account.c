@@ -4,7 +4,7 @@
  * moment more is held than charged, whoever races.  What we know nothing of
  * goes to the driver, whose answers it is.
  */
-#include "account.h"
+#include "overhead.h"
 #include "pools.h"
 
 /* The sweep reads a file for each row: at most once in a tick of the coarse clock. */
@@ -21,6 +21,14 @@ int vgpu_charge_if_room(const struct tenant *tenant, uint32_t row, uint32_t acco
 			   vgpu_quota_of(tenant->grant, account));
 }
 
+static int has_room(const struct tenant *tenant, uint32_t account, uint64_t bytes)
+{
+	uint64_t quota = vgpu_quota_of(tenant->grant, account);
+	uint64_t used = vgpu_charged(tenant->ledger, account);
+
+	return used <= quota && bytes <= quota - used;
+}
+
 void vgpu_count_refusal(const struct tenant *tenant, uint32_t account)
 {
 	uint64_t *refusals = account == VGPU_HOST
@@ -31,16 +39,26 @@ void vgpu_count_refusal(const struct tenant *tenant, uint32_t account)
 }
 
 /* Once more, now that there may be room: what this process' pools keep for later
- * is let go, and what is in the way may belong to processes that are gone. */
+ * is let go, what is in the way may belong to processes that are gone, or to a
+ * context that takes less than is charged while it is made. */
 static int charge_again(const struct claim *claim, uint32_t row, uint32_t account, uint64_t bytes)
 {
 	if (account < VGPU_SPILL &&
 	    vgpu_pools_shrink(claim->driver, claim->tenant, claim->process, (int)account) &&
 	    !vgpu_charge_if_room(claim->tenant, row, account, bytes))
 		return 0;
-	if (!vgpu_process_sweep(claim->tenant, claim->process, ONCE_A_TICK))
-		return -1;
-	return vgpu_charge_if_room(claim->tenant, row, account, bytes);
+	if (vgpu_process_sweep(claim->tenant, claim->process, ONCE_A_TICK) &&
+	    !vgpu_charge_if_room(claim->tenant, row, account, bytes))
+		return 0;
+	for (int is_waiting = 1; is_waiting;) {
+		is_waiting = account < VGPU_SPILL &&
+			     vgpu_guess_wait(claim->tenant, claim->process, (int)account);
+		/* Also when the last guess has ended since the first try. */
+		if (has_room(claim->tenant, account, bytes) &&
+		    !vgpu_charge_if_room(claim->tenant, row, account, bytes))
+			return 0;
+	}
+	return -1;
 }
 
 int vgpu_try_charge(const struct claim *claim, uint32_t row, uint32_t account, uint64_t bytes)
@@ -110,6 +128,8 @@ static int charge_both(const struct claim *claim, struct record *record, uint64_
 	uint64_t used = vgpu_charged(claim->tenant->ledger, record->account);
 	uint64_t here = used < quota ? (quota - used) / SPILL_PAGE * SPILL_PAGE : 0;
 
+	if (here > bytes)
+		here = bytes; /* somebody has just given back */
 	if (here && vgpu_charge_if_room(claim->tenant, record->row, record->account, here))
 		here = 0; /* somebody was faster */
 	if (vgpu_charge_if_room(claim->tenant, record->row, VGPU_SPILL + record->account,
@@ -139,6 +159,25 @@ CUresult vgpu_stake_or_spill(struct claim *claim, enum record_kind kind, int sli
 		return CUDA_SUCCESS;
 	vgpu_count_refusal(claim->tenant, record->account);
 	return end_stake(claim, 1);
+}
+
+int vgpu_spill_staked(struct claim *claim)
+{
+	struct record *record = claim->record;
+	uint64_t bytes;
+
+	if (!record || !record->bytes ||
+	    !vgpu_quota_of(claim->tenant->grant, VGPU_SPILL + record->account))
+		return -1;
+	bytes = record->bytes;
+	if (vgpu_charge_if_room(claim->tenant, record->row, VGPU_SPILL + record->account, bytes)) {
+		vgpu_count_refusal(claim->tenant, record->account);
+		return -1;
+	}
+	vgpu_refund(claim->tenant->ledger, record->row, record->account, bytes);
+	record->spilled += bytes;
+	record->bytes = 0;
+	return 0;
 }
 
 /* ---- concluding --------------------------------------------------------------------------- */
@@ -203,10 +242,13 @@ struct record *vgpu_withdraw(struct claim *claim, enum record_kind kind, uint64_
 
 CUresult vgpu_settled(const struct claim *claim, struct record *record, CUresult rc)
 {
+	struct record *gone = record;
+
+	/* It stays, in the place of what was entered under its key meanwhile, if anything. */
 	if (record && rc)
-		vgpu_record_enter(&claim->process->records, record);
-	else if (record)
-		vgpu_give_back(claim->tenant, claim->process, record);
+		gone = vgpu_record_enter(&claim->process->records, record);
+	if (gone)
+		vgpu_give_back(claim->tenant, claim->process, gone);
 	return rc;
 }
 

@@ -40,6 +40,9 @@ CUresult vgpu_stake(struct claim *claim, enum record_kind kind, int account, uin
 /* The same, but what the device's part of the slice has no room for is charged
  * on its spill account, if the grant has one: then `record->spilled` is not 0. */
 CUresult vgpu_stake_or_spill(struct claim *claim, enum record_kind kind, int slice, uint64_t bytes);
+/* The device has less room than the quota said: charge all of what was staked on the
+ * spill account instead.  0, or -1 when the grant has none or it is full. */
+int vgpu_spill_staked(struct claim *claim);
 /* The driver has answered `rc`, and made `key`.  Returns the answer for the
  * program: if that is an error and `rc` was none, the caller ends the object. */
 CUresult vgpu_conclude(struct claim *claim, CUresult rc, uint64_t key);

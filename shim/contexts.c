@@ -87,10 +87,10 @@ static int is_of_context(const struct record *record, const void *context)
 	return record->context == context;
 }
 
-static void refund_context(const struct driver *driver, struct process *process, CUcontext context)
+static void refund_records(const struct driver *driver, struct process *process,
+			   struct record *record)
 {
 	const struct tenant *tenant = vgpu_tenant();
-	struct record *record = vgpu_record_take_all(&process->records, is_of_context, context);
 
 	while (record) {
 		struct record *next = record->next;
@@ -103,20 +103,43 @@ static void refund_context(const struct driver *driver, struct process *process,
 	vgpu_pools_check(driver, tenant, process);
 }
 
+static void refund_context(const struct driver *driver, struct process *process, CUcontext context)
+{
+	refund_records(driver, process,
+		       vgpu_record_take_all(&process->records, is_of_context, context));
+}
+
+static void restore_records(struct process *process, struct record *record)
+{
+	while (record) {
+		struct record *next = record->next;
+
+		vgpu_settled(&(struct claim){NULL, vgpu_tenant(), process, NULL}, record,
+			     CUDA_ERROR_INVALID_CONTEXT);
+		record = next;
+	}
+}
+
 typedef CUresult (*end_context)(CUcontext);
 
 static CUresult end(end_context real, CUcontext context)
 {
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	struct process *process = context ? vgpu_accounted() : NULL;
+	struct record *taken = NULL;
 	CUresult rc;
 
-	/* Before, not after: other threads read events that are about to go. */
-	if (process)
+	/* Before, not after: other threads read events that are about to go, and may
+	 * be given a context of the same number as soon as the driver is done. */
+	if (process) {
 		vgpu_markers_forget(process, context);
+		taken = vgpu_record_take_all(&process->records, is_of_context, context);
+	}
 	rc = real(context);
-	if (process && !rc)
-		refund_context(driver, process, context);
+	if (process && rc)
+		restore_records(process, taken);
+	else if (process)
+		refund_records(driver, process, taken);
 	return rc;
 }
 

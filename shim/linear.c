@@ -86,8 +86,11 @@ CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
 	rc = stake_here(&claim, driver, tenant, bytes);
 	if (rc)
 		return rc;
-	rc = is_spilled(&claim) ? allocate_spilled(&claim, pointer, bytes)
+	rc = is_spilled(&claim) ? CUDA_ERROR_OUT_OF_MEMORY
 				: driver->real.cuMemAlloc_v2(pointer, bytes);
+	if (unlikely(rc == CUDA_ERROR_OUT_OF_MEMORY) &&
+	    (is_spilled(&claim) || !vgpu_spill_staked(&claim)))
+		rc = allocate_spilled(&claim, pointer, bytes);
 	return conclude(&claim, rc, pointer);
 }
 

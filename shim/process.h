@@ -172,6 +172,7 @@ struct process {
 	struct records records;
 	uint32_t contexts[VGPU_MAX_SLICES]; /* alive and charged, by slice */
 	uint64_t contexts_made;
+	uint32_t nvml_pid;  /* this process, as NVML calls it; 0: not known */
 	struct pool *pools; /* pools.c: all that were ever seen */
 	struct lock pools_lock;
 	uint32_t pools_dirty;        /* some pool may hold less than it is charged */

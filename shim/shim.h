@@ -186,11 +186,6 @@ struct view vgpu_view(struct tenant *tenant, int slice, uint64_t total, uint64_t
 void vgpu_nvml_enter(void);
 void vgpu_nvml_leave(void);
 
-/* ---- overhead.c: what nobody asks for by size ------------------------------------------- */
-
-/* Bytes of a slice's device that the driver says this process has, or -1. */
-int64_t vgpu_observed_memory(const struct tenant *tenant, int slice);
-
 /* ---- clocks --------------------------------------------------------------------------- */
 
 uint64_t vgpu_now_ns(void);

@@ -96,7 +96,7 @@ API cuMemGetInfo_v2(size_t *available, size_t *total)
 	return CUDA_SUCCESS;
 }
 
-API cuDeviceGetAttribute(int *value, int attribute, CUdevice ordinal)
+API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice ordinal)
 {
 	DEVICE(device, ordinal);
 	if (!value || device_attribute(device, attribute, value))
