@@ -97,6 +97,8 @@ static void take_down(struct context *context)
 {
 	while (context->objects)
 		free_object(context->objects);
+	heap_refund(context->heap, context->limits_charged);
+	context->limits_charged = 0;
 	heap_destroy(context->heap);
 	free(context->heap);
 	context->alive = false;

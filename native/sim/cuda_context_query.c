@@ -117,12 +117,34 @@ API cuCtxGetLimit(size_t *value, CUlimit limit)
 	return CUDA_SUCCESS;
 }
 
+/* What a limit makes the driver set aside: a stack for every thread that the device
+ * can hold, what kernels print, what they allocate. */
+static uint64_t set_aside(const struct device *device, CUlimit limit, size_t value)
+{
+	const struct sim_identity *identity = device->identity;
+	if (limit == CU_LIMIT_STACK_SIZE)
+		return (uint64_t)value * identity->sm_count * identity->threads_per_sm;
+	return limit == CU_LIMIT_PRINTF_FIFO_SIZE || limit == CU_LIMIT_MALLOC_HEAP_SIZE ? value : 0;
+}
+
 API cuCtxSetLimit(CUlimit limit, size_t value)
 {
 	ENTER();
 	CURRENT(context);
 	if (limit >= CONTEXT_LIMITS)
 		return CUDA_ERROR_UNSUPPORTED_LIMIT;
+	if (value > UINT32_MAX * 64ULL)
+		return CUDA_ERROR_INVALID_VALUE;
+	uint64_t before = set_aside(context->device, limit, context->limits[limit]);
+	uint64_t after = set_aside(context->device, limit, value);
+	/* What a new context has of it is part of what that takes, and stays. */
+	uint64_t charged = context->limits_charged;
+	uint64_t wanted = charged + after < before ? 0 : charged + after - before;
+	if (wanted > charged)
+		TRY(heap_charge(context->heap, wanted - charged));
+	else
+		heap_refund(context->heap, charged - wanted);
+	context->limits_charged = wanted;
 	context->limits[limit] = value;
 	return CUDA_SUCCESS;
 }

@@ -212,6 +212,9 @@ void heap_free(const struct allocation *allocation);
 void heap_destroy(struct heap *heap);
 void heap_release(struct heap *heap, uint64_t keep); /* give back what is free, down to `keep` */
 void heap_forget(struct range *range);               /* a range that it holds, with its memory */
+/* Memory of the heap's device that no range of it shows. */
+CUresult heap_charge(struct heap *heap, size_t bytes);
+void heap_refund(struct heap *heap, size_t bytes);
 /* A range of the heap where memory is mapped already, and is not charged; NULL: no room. */
 struct range *heap_place(struct heap *heap, enum range_kind kind, void *memory, size_t size);
 /* Memory that is shared already, at an address of ours, as a range of the heap. */
@@ -267,6 +270,7 @@ struct context {
 	struct heap *heap;
 	struct stream *null_stream, *thread_stream;
 	size_t limits[CONTEXT_LIMITS];
+	uint64_t limits_charged; /* what they take beyond what a new context has */
 };
 
 CUresult context_current(struct context **context); /* 201 without one, 709 if it is gone */

@@ -51,7 +51,7 @@ static void unlink_range(struct heap *heap, struct range *range)
 }
 
 /* Memory is charged before it exists.  Short of it, idle pools give theirs. */
-static CUresult charge(struct heap *heap, size_t bytes)
+CUresult heap_charge(struct heap *heap, size_t bytes)
 {
 	struct device *device = heap->device;
 	if (!heap->host && sim_charge(device->number, driver.slot, bytes)) {
@@ -63,7 +63,7 @@ static CUresult charge(struct heap *heap, size_t bytes)
 	return CUDA_SUCCESS;
 }
 
-static void refund(struct heap *heap, size_t bytes)
+void heap_refund(struct heap *heap, size_t bytes)
 {
 	if (!heap->host)
 		sim_refund(heap->device->number, driver.slot, bytes);
@@ -94,7 +94,7 @@ static void drop_range(struct range *range)
 		share_drop(range->shared);
 		heap->charged -= range->charged;
 	} else if (range->charged) {
-		refund(heap, range->charged);
+		heap_refund(heap, range->charged);
 	}
 	free(range->detail);
 	range_remove(range);
@@ -103,7 +103,7 @@ static void drop_range(struct range *range)
 static CUresult new_range(struct heap *heap, enum range_kind kind, size_t size,
 			  void *(*map)(size_t), struct range **made)
 {
-	CUresult charged = charge(heap, size);
+	CUresult charged = heap_charge(heap, size);
 	/* Managed memory beyond the device's stays on the host. */
 	if (charged && kind != RANGE_MANAGED)
 		return charged;
@@ -113,7 +113,7 @@ static CUresult new_range(struct heap *heap, enum range_kind kind, size_t size,
 		if (memory)
 			munmap(memory, size);
 		if (!charged)
-			refund(heap, size);
+			heap_refund(heap, size);
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
 	range->charged = charged ? 0 : size;
