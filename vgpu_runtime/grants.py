@@ -318,9 +318,10 @@ def _charged(ledger: Any) -> list[int]:
     """Bytes charged, by account. What the dead still hold does not count: their tenant sweeps when it needs it."""
     _, lib = contract()
     charged = [int(lib.vgpu_charged(ledger, account)) for account in range(lib.VGPU_ACCOUNTS)]
-    for row in ledger.rows:
+    for number, row in enumerate(ledger.rows):
         if row.owner and lib.vgpu_process_is_gone(row.owner, row.pid_namespace):
-            charged = [max(0, total - held) for total, held in zip(charged, row.memory, strict=True)]
+            held = [int(lib.vgpu_row_charged(ledger, number, account)) for account in range(lib.VGPU_ACCOUNTS)]
+            charged = [max(0, total - part) for total, part in zip(charged, held, strict=True)]
     return charged
 
 
