@@ -319,7 +319,9 @@ def _charged(ledger: Any) -> list[int]:
     _, lib = contract()
     charged = [int(lib.vgpu_charged(ledger, account)) for account in range(lib.VGPU_ACCOUNTS)]
     for number, row in enumerate(ledger.rows):
-        if row.owner and lib.vgpu_process_is_gone(row.owner, row.pid_namespace):
+        if row.owner in (0, lib.VGPU_OWNER_VOID):
+            continue
+        if lib.vgpu_process_is_gone(row.owner, row.pid_namespace):
             held = [int(lib.vgpu_row_charged(ledger, number, account)) for account in range(lib.VGPU_ACCOUNTS)]
             charged = [max(0, total - part) for total, part in zip(charged, held, strict=True)]
     return charged

@@ -101,16 +101,14 @@ def end_of_the_primary_context(symbol: str) -> Any:
     return [before, used() - start]
 
 
-@entry("answers", "cuCtxSetLimit", why="what a limit takes only the driver knows; the machine here takes nothing")
+@entry("refuses", "cuCtxSetLimit")
 def limit(symbol: str) -> Any:
+    """More room for what kernels allocate."""
     up()
-    return [cuda.cuCtxSetLimit(kind, value) for kind, value in ((0, 4096), (1, 1 << 20), (2, 8 << 20), (99, 1))]
+    return cuda.cuCtxSetLimit(2, 2 * HOLD)
 
 
 # ---- modules ------------------------------------------------------------------------------------------------------
-
-NOTHING_SEEN = "what code takes only the driver knows; the machine here takes nothing"
-
 
 def image() -> Any:
     return new("char[]", SPIN.read_bytes())
@@ -129,18 +127,20 @@ def load(symbol: str, module: Any) -> int:
     return int(getattr(cuda, symbol)(module, image()))
 
 
-@entry("answers", "cuModuleLoad", "cuModuleLoadData", "cuModuleLoadDataEx", "cuModuleLoadFatBinary", why=NOTHING_SEEN)
+@entry("refuses", "cuModuleLoad", "cuModuleLoadData", "cuModuleLoadDataEx", "cuModuleLoadFatBinary")
 def load_module(symbol: str) -> Any:
     up()
     return load(symbol, new("CUmodule *"))
 
 
-@entry("answers", "cuModuleUnload", why=NOTHING_SEEN)
+@entry("settles", "cuModuleUnload")
 def unload_module(symbol: str) -> Any:
     up()
-    module = new("CUmodule *")
+    start, module = used(), new("CUmodule *")
     check(load("cuModuleLoadData", module))
-    return [cuda.cuModuleUnload(module[0]), cuda.cuModuleUnload(null())]
+    before = used() - start
+    check(cuda.cuModuleUnload(module[0]))
+    return [before, used() - start]
 
 
 def load_library(symbol: str, library: Any) -> int:
@@ -148,18 +148,20 @@ def load_library(symbol: str, library: Any) -> int:
     return int(getattr(cuda, symbol)(library, source, null(), null(), 0, null(), null(), 0))
 
 
-@entry("answers", "cuLibraryLoadData", "cuLibraryLoadFromFile", why=NOTHING_SEEN)
+@entry("refuses", "cuLibraryLoadData", "cuLibraryLoadFromFile")
 def load_a_library(symbol: str) -> Any:
     up()
     return load_library(symbol, new("CUlibrary *"))
 
 
-@entry("answers", "cuLibraryUnload", why=NOTHING_SEEN)
+@entry("settles", "cuLibraryUnload")
 def unload_a_library(symbol: str) -> Any:
     up()
-    library = new("CUlibrary *")
+    start, library = used(), new("CUlibrary *")
     check(load_library("cuLibraryLoadData", library))
-    return cuda.cuLibraryUnload(library[0])
+    before = used() - start
+    check(cuda.cuLibraryUnload(library[0]))
+    return [before, used() - start]
 
 
 # ---- launches -----------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
     folder = tmp_path_factory.mktemp("rows")
     file = folder / "machine.yaml"
     file.write_text("name: rows\ndevices:\n  - model: h200\n  - model: h200\n")
-    driver = simulated(str(file), folder / "driver", context_overhead=300 * MIB)
+    driver = simulated(str(file), folder / "driver", context_overhead=300 * MIB, module_overhead=rows.HOLD)
     assert driver.machine
     bare = driver.environment(VGPU_ROWS_FIRST=first_device(driver))
     ours = {**bare, "LD_PRELOAD": str(LIBRARY)}
