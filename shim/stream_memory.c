@@ -11,7 +11,8 @@
 /* One of the four ways to ask for stream-ordered memory. */
 struct order {
 	size_t bytes;
-	CUmemoryPool pool; /* NULL: the stream's device has one in use */
+	int names_pool; /* 0: the stream's device has one in use */
+	CUmemoryPool pool;
 	struct stream stream;
 };
 
@@ -19,7 +20,7 @@ static CUresult place(const struct driver *driver, const struct order *order, CU
 {
 	CUstream stream = order->stream.handle;
 
-	if (order->pool)
+	if (order->names_pool)
 		return order->stream.per_thread
 			       ? driver->real.cuMemAllocFromPoolAsync_ptsz(pointer, order->bytes,
 									   order->pool, stream)
@@ -195,7 +196,7 @@ static CUresult allocate(const struct order *order, CUdeviceptr *pointer)
 	request.process = vgpu_process();
 	if (tenant->is_faulty || !request.process)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	handle = order->pool ? order->pool : handle_of_stream(driver, order->stream);
+	handle = order->names_pool ? order->pool : handle_of_stream(driver, order->stream);
 	/* Without a pool the driver has no such memory, and says so. */
 	if (!handle)
 		return place(driver, order, pointer);
@@ -207,24 +208,24 @@ static CUresult allocate(const struct order *order, CUdeviceptr *pointer)
 
 CUresult cuMemAllocAsync(CUdeviceptr *pointer, size_t bytes, CUstream stream)
 {
-	return allocate(&(struct order){bytes, NULL, {stream, 0}}, pointer);
+	return allocate(&(struct order){bytes, 0, NULL, {stream, 0}}, pointer);
 }
 
 CUresult cuMemAllocAsync_ptsz(CUdeviceptr *pointer, size_t bytes, CUstream stream)
 {
-	return allocate(&(struct order){bytes, NULL, {stream, 1}}, pointer);
+	return allocate(&(struct order){bytes, 0, NULL, {stream, 1}}, pointer);
 }
 
 CUresult cuMemAllocFromPoolAsync(CUdeviceptr *pointer, size_t bytes, CUmemoryPool pool,
 				 CUstream stream)
 {
-	return allocate(&(struct order){bytes, pool, {stream, 0}}, pointer);
+	return allocate(&(struct order){bytes, 1, pool, {stream, 0}}, pointer);
 }
 
 CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *pointer, size_t bytes, CUmemoryPool pool,
 				      CUstream stream)
 {
-	return allocate(&(struct order){bytes, pool, {stream, 1}}, pointer);
+	return allocate(&(struct order){bytes, 1, pool, {stream, 1}}, pointer);
 }
 
 /* ---- frees ------------------------------------------------------------------------------------

@@ -264,11 +264,10 @@ API cuEventSynchronize(CUevent handle)
 	TRY(look(handle, &event));
 	TRY(wait_held(event));
 	event_wait_remote(event);
-	if (event->recorded && !event->reached) {
-		struct device *device = event->device;
-		wait_for(device, event->target);
-		pools_settle(device);
-	}
+	if (event->recorded && !event->reached)
+		wait_for(event->device, event->target);
+	if (event->recorded)
+		pools_settle(event->device);
 	return CUDA_SUCCESS;
 }
 
