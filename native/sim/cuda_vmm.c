@@ -104,6 +104,8 @@ API cuMemMap(CUdeviceptr pointer, size_t size, size_t offset, CUmemGenericAlloca
 static bool covers_mappings(uintptr_t base, size_t size)
 {
 	uintptr_t at = base;
+	if (size > UINTPTR_MAX - base)
+		return false;
 	while (at < base + size) {
 		const struct range *range = range_at(at);
 		if (!range || range->kind != RANGE_MAPPED || range->base != at ||

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import textwrap
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,38 @@ def answer(value):
 """
 
 
+@dataclass(frozen=True)
+class Peer:
+    """A program of a tenant that waits for the next thing to do."""
+
+    process: subprocess.Popen[str]
+
+    def heard(self) -> Any:
+        """What it answers next."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the peer has ended with {self.process.wait(10)}"
+        return json.loads(line)
+
+    def tell(self, text: str) -> None:
+        """Have it run a piece of Python."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(textwrap.dedent(text)) + "\n")
+        self.process.stdin.flush()
+
+    def do(self, text: str) -> Any:
+        """Have it run a piece of Python; what that answers."""
+        self.tell(text)
+        return self.heard()
+
+    def end(self, number: int | None = None) -> int:
+        """End it by a signal, or let it end by itself."""
+        if number is not None:
+            self.process.send_signal(number)
+        self.process.communicate(timeout=60)
+        return self.process.returncode
+
+
 @dataclass
 class Tenant:
     """A place to run programs: with the shim and a grant, or bare."""
@@ -164,21 +197,38 @@ class Tenant:
                 process.kill()
             process.communicate()
 
+    def peer(self, prelude: str = "", **more: str) -> Peer:
+        """Start a program that does what it is told, a piece of Python at a time."""
+        body = f"{textwrap.dedent(prelude)}\nanswer('on')\nfor text in sys.stdin:\n    exec(json.loads(text))\n"
+        peer = Peer(self.start(*self.script(body), **more))
+        peer.heard()
+        return peer
+
     def change(self, index: int, **fields: int) -> None:
         """Write fields of a slice's quota, as the node does."""
+        with self.grant() as (ffi, native, grant):
+            quota = ffi.new("struct vgpu_quota *", grant.slices[index])
+            for name, value in fields.items():
+                setattr(quota, name, value)
+            native.vgpu_quota_write(grant, index, quota)
+
+    def limit_host_memory(self, amount: int) -> None:
+        """Write how many bytes of page-locked memory the tenant may have; 0: not limited."""
+        with self.grant() as (_, _, grant):
+            grant.host_memory = amount
+
+    @contextmanager
+    def grant(self) -> Iterator[tuple[Any, Any, Any]]:
+        """The tenant's grant, to be written, with cffi and the library that writes it."""
         from vgpu_runtime._native._abi import ffi
 
         assert self.directory is not None
-        native = ffi.dlopen(str(NATIVE / "libvgpu_abi.so"))
         with (
             (self.directory / "grant").open("r+b") as file,
             mmap.mmap(file.fileno(), 0) as view,
             ffi.from_buffer("struct vgpu_grant *", view, require_writable=True) as grant,
         ):
-            quota = ffi.new("struct vgpu_quota *", grant.slices[index])
-            for name, value in fields.items():
-                setattr(quota, name, value)
-            native.vgpu_quota_write(grant, index, quota)
+            yield ffi, ffi.dlopen(str(NATIVE / "libvgpu_abi.so")), grant
 
     def usage(self) -> list[vgpu_shim.SliceUsage]:
         """What the tenant has used, as a program in it reads it."""

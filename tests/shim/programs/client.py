@@ -70,6 +70,65 @@ def info() -> tuple[int, int]:
     return available.value, total.value
 
 
+# ---- physical memory apart from addresses ---------------------------------------------------------
+
+DEVICE, HOST, HOST_NUMA, HOST_NUMA_CURRENT = 1, 2, 3, 4
+PIECE = 2 << 20
+
+
+class Properties(ctypes.Structure):
+    """CUmemAllocationProp."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int),
+        ("handles", ctypes.c_int),
+        ("location", ctypes.c_int),
+        ("id", ctypes.c_int),
+        ("win32", ctypes.c_void_p),
+        ("compression", ctypes.c_ubyte),
+        ("rdma", ctypes.c_ubyte),
+        ("usage", ctypes.c_ushort),
+        ("reserved", ctypes.c_ubyte * 4),
+    )
+
+
+def properties(place: int = 0, location: int = DEVICE, handles: int = 0, usage: int = 0) -> Properties:
+    return Properties(kind=1, handles=handles, location=location, id=place, usage=usage)
+
+
+def create(amount: int, of: Properties | None = None) -> tuple[int, ctypes.c_uint64]:
+    """What cuMemCreate returns, and the handle."""
+    handle = ctypes.c_uint64()
+    return cuda.cuMemCreate(ctypes.byref(handle), size(amount), ctypes.byref(of or properties()), 0), handle
+
+
+def release(handle: ctypes.c_uint64) -> int:
+    code: int = cuda.cuMemRelease(handle)
+    return code
+
+
+def reserve(amount: int) -> int:
+    """Addresses."""
+    made = pointer()
+    check(cuda.cuMemAddressReserve(ctypes.byref(made), size(amount), size(0), ctypes.c_uint64(0), 0))
+    return made.value
+
+
+def map_at(address: int, amount: int, handle: ctypes.c_uint64) -> int:
+    code: int = cuda.cuMemMap(ctypes.c_uint64(address), size(amount), size(0), handle, 0)
+    return code
+
+
+def unmap(address: int, amount: int) -> int:
+    code: int = cuda.cuMemUnmap(ctypes.c_uint64(address), size(amount))
+    return code
+
+
+def retain(address: int) -> tuple[int, ctypes.c_uint64]:
+    handle = ctypes.c_uint64()
+    return cuda.cuMemRetainAllocationHandle(ctypes.byref(handle), ctypes.c_void_p(address)), handle
+
+
 def spin_function() -> ctypes.c_void_p:
     """The kernel that lasts as many nanoseconds as its argument says."""
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
