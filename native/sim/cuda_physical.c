@@ -114,12 +114,13 @@ API cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size,
 		physical->device = device;
 		physical->properties = *properties;
 	}
-	if (!physical || place(physical)) {
+	CUresult result = physical ? place(physical) : CUDA_ERROR_OUT_OF_MEMORY;
+	if (result) {
 		if (device)
 			sim_refund(device->number, driver.slot, size);
 		if (physical)
 			object_free(physical);
-		return CUDA_ERROR_OUT_OF_MEMORY;
+		return result;
 	}
 	*handle = (CUmemGenericAllocationHandle)(uintptr_t)physical;
 	return CUDA_SUCCESS;

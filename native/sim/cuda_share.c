@@ -21,6 +21,8 @@ static uint32_t held[SIM_SHARED];
 
 CUresult share_make(const struct sim_shared *wanted, uint32_t *shared)
 {
+	if (wanted->kind == SIM_SHARED_MEMORY && sim_shared_file() < 0)
+		return CUDA_ERROR_OPERATING_SYSTEM;
 	int number = sim_shared_make(driver.slot, wanted);
 	if (number < 0)
 		return CUDA_ERROR_OUT_OF_MEMORY;

@@ -210,7 +210,9 @@ const char *machine_memory_path(void)
 }
 
 /* Another file than the machine's: clients close descriptors of this one, which
- * must not cost a process its locks on that one. */
+ * must not cost a process its locks on that one.  It is never made here: where a
+ * container has only the machine's file, one of its own would be shared with
+ * nobody. */
 int machine_memory_file(void)
 {
 	int found = __atomic_load_n(&memory_file, __ATOMIC_ACQUIRE);
@@ -218,9 +220,7 @@ int machine_memory_file(void)
 		return found;
 	pthread_mutex_lock(&attaching);
 	if (memory_file < 0) {
-		found = open(machine_memory_path(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-		if (found >= 0 && fchmod(found, 0666)) /* users of other containers too */
-			errno = 0;                     /* not our file: it is as it is */
+		found = open(machine_memory_path(), O_RDWR | O_CLOEXEC);
 		__atomic_store_n(&memory_file, found, __ATOMIC_RELEASE);
 	}
 	pthread_mutex_unlock(&attaching);

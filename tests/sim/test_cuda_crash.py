@@ -87,7 +87,19 @@ def test_processes_killed_at_any_moment_leave_no_lock_and_lose_no_memory(make_ma
     context()
     answer("on")
     kernel, stream = function("tick_1us"), ok(cu.cuStreamCreate(1))
+    p, FD = cu.CUmemAllocationProp(), cu.CUmemAllocationHandleType(1)
+    p.type, p.requestedHandleTypes = cu.CUmemAllocationType(1), FD
+    p.location.type, p.location.id = cu.CUmemLocationType(1), 0
+    d = cu.CUDA_ARRAY3D_DESCRIPTOR()
+    d.Width, d.Height, d.Format, d.NumChannels = 1024, 1024, cu.CUarray_format(0x20), 4
     while True:
+        shared = ok(cu.cuMemCreate(2 * MIB, p, 0))
+        fd = ok(cu.cuMemExportToShareableHandle(shared, FD, 0))
+        twin = ok(cu.cuMemImportFromShareableHandle(fd, FD))
+        ok(cu.cuMemRelease(shared))
+        os.close(fd)
+        ok(cu.cuMemRelease(twin))
+        ok(cu.cuArrayDestroy(ok(cu.cuArray3DCreate(d))))
         held = [ok(cu.cuMemAlloc(n)) for n in (1, 4 * MIB, 300)]
         launch(kernel, stream)
         pooled = ok(cu.cuMemAllocAsync(3 * MIB, stream))
@@ -113,6 +125,8 @@ def test_processes_killed_at_any_moment_leave_no_lock_and_lose_no_memory(make_ma
     assert ask(machine, body) == [state(machine).knobs.context_overhead, 0]
     device = state(machine).devices[0]
     assert device.memory_used == sum(device.shares[slot].memory for slot in range(512)) == 0
+    assert device.memory_unowned == 0
+    assert [entry.kind for entry in state(machine).shared if entry.kind] == []
 
 
 def test_more_processes_than_slots_over_time(make_machine: Make) -> None:
@@ -131,7 +145,7 @@ def test_more_processes_than_slots_over_time(make_machine: Make) -> None:
     assert ask(machine, body) == 0
 
 
-@pytest.mark.parametrize("where", ["device", "machine", "working"])
+@pytest.mark.parametrize("where", ["device", "machine", "working", "sharing"])
 def test_a_process_killed_with_a_lock_held_leaves_the_books_right(h200: Simulated, tmp_path: Path, where: str) -> None:
     survivor = held(h200, 2)
     program = compiled(tmp_path, "dies_locked.c", *sorted(build.SIM.glob("machine*.c")))

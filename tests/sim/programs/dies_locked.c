@@ -25,6 +25,15 @@ int main(int count, char **arguments)
 		memset(machine->live, 0, sizeof(machine->live));
 	} else if (!strcmp(where, "working")) {
 		sim_enqueue(0, slot, 3600000000000, 1, &served);
+	} else if (!strcmp(where, "sharing")) {
+		/* Half let go of: it is charged to a process that does not hold it. */
+		const struct sim_shared wanted = {.kind = SIM_SHARED_MEMORY, .size = 1 << 28};
+		int number = sim_charge(0, slot, wanted.size) ? -1 : sim_shared_make(slot, &wanted);
+		if (number < 0)
+			return 5;
+		machine_lock();
+		clear_bit(machine->shared[number].holders, slot);
+		device_lock(0)->shares[slot].memory = 54321;
 	} else {
 		return 3;
 	}
