@@ -25,7 +25,7 @@
 
 #define VGPU_MAX_SLICES 16
 #define VGPU_MAX_PROCESSES 512
-#define VGPU_LANES 4
+#define VGPU_LANES 8
 #define VGPU_NAME_SIZE 64
 #define VGPU_UUID_SIZE 16
 
@@ -103,15 +103,19 @@ struct vgpu_row {
 	uint64_t active;        /* shim: bit i: it has used slice i */
 	uint64_t guesses; /* shim: contexts being made and charged by a guess: 4 bits a slice */
 	uint64_t padding[3];
+	uint32_t seats[VGPU_LANES]; /* shim: the thread that has a lane to itself, by its tid; 0 =
+				       none */
+	uint64_t seats_padding[4];
 };
 
 /* The owner of a row that counts for nothing: its process is gone, and whoever
  * sweeps is about to free it. */
 #define VGPU_OWNER_VOID 0xffffffffffffffff
 
-/* What a process holds, parted into a few lanes so that its threads do not fight
- * for one cache line: only the sum over a row's lanes means something, as one
- * thread may charge and another refund. */
+/* What a process holds, parted into lanes so that its threads do not fight for
+ * one cache line: only the sum over a row's lanes means something, as one thread
+ * may charge and another refund.  Lane 0 is for all threads, and written by atomic
+ * addition; each other is one thread's, which has its seat, and writes plainly. */
 struct vgpu_lane {
 	uint64_t begun;                 /* shim: changes of usage begun, by all its threads */
 	uint64_t ended;                 /* shim: ... and ended; never ahead of `begun` */
@@ -183,6 +187,15 @@ int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint
 		uint64_t quota);
 /* Give back what was charged on the same row and account. */
 void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint64_t bytes);
+/* The same for the calling thread's own lane, see vgpu_seat_take; 0: for that of all. */
+int vgpu_charge_seated(struct vgpu_ledger *ledger, uint32_t row, uint32_t seat, uint32_t account,
+		       uint64_t bytes, uint64_t quota);
+void vgpu_refund_seated(struct vgpu_ledger *ledger, uint32_t row, uint32_t seat, uint32_t account,
+			uint64_t bytes);
+/* A lane of the row for the calling thread alone, whose tid that is: one that nobody
+ * has, or whose thread has ended.  0 when all are taken. */
+uint32_t vgpu_seat_take(struct vgpu_ledger *ledger, uint32_t row, uint32_t tid,
+			int (*is_ended)(uint32_t tid));
 /* Bytes charged on an account, by all processes. */
 uint64_t vgpu_charged(const struct vgpu_ledger *ledger, uint32_t account);
 /* Bytes charged on it by the process of a row. */

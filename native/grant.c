@@ -20,7 +20,7 @@ _Static_assert(sizeof(struct vgpu_quota) == 64, "a quota is one cache line");
 _Static_assert(VGPU_HOST == VGPU_SPILL + VGPU_MAX_SLICES, "accounts are numbered in one go");
 _Static_assert(VGPU_ACCOUNTS == VGPU_HOST + 1, "cffi wants the number spelled out");
 _Static_assert(sizeof(struct vgpu_usage) == 128, "memory and time are a cache line each");
-_Static_assert(sizeof(struct vgpu_row) == 64, "rows of two processes share no cache line");
+_Static_assert(sizeof(struct vgpu_row) == 128, "rows of two processes share no cache line");
 _Static_assert(sizeof(struct vgpu_lane) == 320, "nor do lanes of two threads");
 _Static_assert(!(offsetof(struct vgpu_ledger, lanes) % 64), "lanes start a cache line");
 _Static_assert(offsetof(struct vgpu_grant, slices) == 128, "slices start a cache line");

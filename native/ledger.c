@@ -45,25 +45,14 @@ uint64_t vgpu_row_charged(const struct vgpu_ledger *ledger, uint32_t row, uint32
 	return sum;
 }
 
-/* Threads take turns at the lanes; it does not matter which is whose. */
-static struct vgpu_lane *lane_of(struct vgpu_ledger *ledger, uint32_t row)
+/* Lane 0 has many writers, a seat's lane has one. */
+static void add(uint64_t *word, uint64_t amount, uint32_t seat)
 {
-	static __thread uint32_t lane __attribute__((tls_model("initial-exec")));
-	static uint32_t threads;
-
-	if (__builtin_expect(!lane, 0))
-		lane = __atomic_fetch_add(&threads, 1, __ATOMIC_RELAXED) % VGPU_LANES + 1;
-	return &ledger->lanes[row][lane - 1];
-}
-
-static void begin_change(struct vgpu_lane *lane)
-{
-	__atomic_fetch_add(&lane->begun, 1, __ATOMIC_SEQ_CST);
-}
-
-static void end_change(struct vgpu_lane *lane)
-{
-	__atomic_fetch_add(&lane->ended, 1, __ATOMIC_SEQ_CST);
+	if (seat)
+		__atomic_store_n(word, __atomic_load_n(word, __ATOMIC_RELAXED) + amount,
+				 __ATOMIC_RELEASE);
+	else
+		__atomic_fetch_add(word, amount, __ATOMIC_SEQ_CST);
 }
 
 /* Compare and swap, not add and undo: a refused request, however large, must
@@ -80,28 +69,60 @@ static int reserve(uint64_t *used_word, uint64_t bytes, uint64_t quota)
 	return 0;
 }
 
+int vgpu_charge_seated(struct vgpu_ledger *ledger, uint32_t row, uint32_t seat, uint32_t account,
+		       uint64_t bytes, uint64_t quota)
+{
+	struct vgpu_lane *lane = &ledger->lanes[row][seat];
+	int refused;
+
+	add(&lane->begun, 1, seat);
+	refused = reserve(total_of(ledger, account), bytes, quota);
+	if (!refused)
+		add(&lane->memory[account], bytes, seat);
+	add(&lane->ended, 1, seat);
+	return refused;
+}
+
+void vgpu_refund_seated(struct vgpu_ledger *ledger, uint32_t row, uint32_t seat, uint32_t account,
+			uint64_t bytes)
+{
+	struct vgpu_lane *lane = &ledger->lanes[row][seat];
+
+	add(&lane->begun, 1, seat);
+	add(&lane->memory[account], -bytes, seat);
+	__atomic_fetch_sub(total_of(ledger, account), bytes, __ATOMIC_SEQ_CST);
+	add(&lane->ended, 1, seat);
+}
+
 int vgpu_charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint64_t bytes,
 		uint64_t quota)
 {
-	struct vgpu_lane *lane = lane_of(ledger, row);
-	int refused;
-
-	begin_change(lane);
-	refused = reserve(total_of(ledger, account), bytes, quota);
-	if (!refused)
-		__atomic_fetch_add(&lane->memory[account], bytes, __ATOMIC_SEQ_CST);
-	end_change(lane);
-	return refused;
+	return vgpu_charge_seated(ledger, row, 0, account, bytes, quota);
 }
 
 void vgpu_refund(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint64_t bytes)
 {
-	struct vgpu_lane *lane = lane_of(ledger, row);
+	vgpu_refund_seated(ledger, row, 0, account, bytes);
+}
 
-	begin_change(lane);
-	__atomic_fetch_sub(&lane->memory[account], bytes, __ATOMIC_SEQ_CST);
-	__atomic_fetch_sub(total_of(ledger, account), bytes, __ATOMIC_SEQ_CST);
-	end_change(lane);
+uint32_t vgpu_seat_take(struct vgpu_ledger *ledger, uint32_t row, uint32_t tid,
+			int (*is_ended)(uint32_t tid))
+{
+	uint32_t *seats = ledger->rows[row].seats;
+
+	for (uint32_t seat = 1; seat < VGPU_LANES; seat++) {
+		uint32_t holder = __atomic_load_n(&seats[seat], __ATOMIC_ACQUIRE);
+
+		/* Our tid: a thread that had it before us has ended, or another copy of
+		 * the shim in this process has sat us here. */
+		if (holder == tid)
+			return seat;
+		if ((!holder || is_ended(holder)) &&
+		    __atomic_compare_exchange_n(&seats[seat], &holder, tid, 0, __ATOMIC_ACQ_REL,
+						__ATOMIC_RELAXED))
+			return seat;
+	}
+	return 0;
 }
 
 /* ---- taking back what the dead hold ------------------------------------ */

@@ -17,8 +17,9 @@
 
 int vgpu_charge_if_room(const struct tenant *tenant, uint32_t row, uint32_t account, uint64_t bytes)
 {
-	return vgpu_charge(tenant->ledger, row, account, bytes,
-			   vgpu_quota_of(tenant->grant, account));
+	return vgpu_charge_seated(tenant->ledger, row,
+				  vgpu_process_seat(tenant, vgpu_process(), row), account, bytes,
+				  vgpu_quota_of(tenant->grant, account));
 }
 
 static int has_room(const struct tenant *tenant, uint32_t account, uint64_t bytes)
@@ -257,7 +258,9 @@ void vgpu_give_back(const struct tenant *tenant, struct process *process, struct
 	if (record->kind == RECORD_POINTER && record->pool)
 		vgpu_pool_freed(process, record->pool, record->bytes);
 	else if (record->bytes)
-		vgpu_refund(tenant->ledger, record->row, record->account, record->bytes);
+		vgpu_refund_seated(tenant->ledger, record->row,
+				   vgpu_process_seat(tenant, process, record->row), record->account,
+				   record->bytes);
 	if (record->spilled)
 		vgpu_refund(tenant->ledger, record->row, VGPU_SPILL + record->account,
 			    record->spilled);

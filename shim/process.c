@@ -4,6 +4,7 @@
  * memory at fork; there every use compares pids, at the price of a system call.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
@@ -148,6 +149,27 @@ int vgpu_process_row(const struct tenant *tenant, struct process *process)
 	uint32_t row = __atomic_load_n(&process->row, __ATOMIC_ACQUIRE);
 
 	return likely(row) ? (int)row - 1 : take_row(tenant, process);
+}
+
+/* ---- seats --------------------------------------------------------------------------------- */
+
+__thread struct seat vgpu_my_seat __attribute__((tls_model("initial-exec")));
+
+static int is_ended(uint32_t tid)
+{
+	return syscall(SYS_tgkill, getpid(), tid, 0) && errno == ESRCH;
+}
+
+uint32_t vgpu_process_take_seat(const struct tenant *tenant, const struct process *process,
+				uint32_t row)
+{
+	int error = errno;
+
+	vgpu_my_seat.number =
+		vgpu_seat_take(tenant->ledger, row, (uint32_t)syscall(SYS_gettid), is_ended);
+	vgpu_my_seat.owner = __atomic_load_n(&process->owner, __ATOMIC_ACQUIRE);
+	errno = error;
+	return vgpu_my_seat.number;
 }
 
 void vgpu_process_active(const struct tenant *tenant, int row, int slice)

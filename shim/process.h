@@ -23,11 +23,21 @@ void vgpu_unlock(struct lock *lock);
 /* The same where its holder may be in a system call: whoever waits sleeps. */
 void vgpu_lock_and_sleep(struct lock *lock);
 
+/* ---- process.c: seats ------------------------------------------------------------------ */
+
+/* What of the ledger, and of the unused records, is the calling thread's alone.
+ * Of another process than `owner` says, it means nothing: a child of fork. */
+struct seat {
+	uint64_t owner;
+	uint32_t number; /* 0: none was free */
+};
+
+extern __thread struct seat vgpu_my_seat __attribute__((tls_model("initial-exec")));
+
 /* ---- records.c: which allocation was charged how -------------------------------- */
 
 #define RECORD_BUCKETS (1u << 17) /* 100,000 allocations: less than one in each */
 #define RECORD_STRIPES 64         /* locks: each for every 64th bucket */
-#define RECORD_STOCKS 8           /* of unused records: threads take turns at them */
 
 /* What a key is.  Numbers of two kinds may be equal and mean two things. */
 enum record_kind {
@@ -85,7 +95,7 @@ struct records {
 		struct record *free;              /* records given back */
 		struct record *fresh, *fresh_end; /* records never used */
 		uint64_t padding[4];
-	} stocks[RECORD_STOCKS];
+	} stocks[VGPU_LANES]; /* by seat */
 	struct record *buckets[RECORD_BUCKETS];
 };
 
@@ -192,6 +202,18 @@ struct process *vgpu_process(void);
 struct process *vgpu_process_if_any(void);
 /* Row of this process in the ledger, taken at the first call; -1: none is free. */
 int vgpu_process_row(const struct tenant *tenant, struct process *process);
+/* The calling thread's seat in this process' row, taken at the first call; 0: it has none. */
+uint32_t vgpu_process_take_seat(const struct tenant *tenant, const struct process *process,
+				uint32_t row);
+
+static inline uint32_t vgpu_process_seat(const struct tenant *tenant, const struct process *process,
+					 uint32_t row)
+{
+	return likely(vgpu_my_seat.owner == __atomic_load_n(&process->owner, __ATOMIC_RELAXED))
+		       ? vgpu_my_seat.number
+		       : vgpu_process_take_seat(tenant, process, row);
+}
+
 /* Take back what dead processes hold, unless this process did so less than
  * `period_ns` ago.  Whether it did now. */
 int vgpu_process_sweep(const struct tenant *tenant, struct process *process, uint64_t period_ns);

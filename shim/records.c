@@ -17,72 +17,72 @@
 
 /* ---- unused records ------------------------------------------------------------------ */
 
-/* The calling thread's stock.  A record may be given back to another than it came from. */
-static uint32_t my_stock(void)
+/* The calling thread's stock, which is the one of its seat; those without a seat
+ * share one, and lock it.  A record may be given back to another than it came from. */
+static uint32_t enter_stock(struct records *records)
 {
-	static __thread uint32_t stock __attribute__((tls_model("initial-exec")));
-	static uint32_t threads;
+	const struct process *process =
+		(const struct process *)((char *)records - offsetof(struct process, records));
+	uint64_t owner = __atomic_load_n(&process->owner, __ATOMIC_RELAXED);
 
-	if (unlikely(!stock))
-		stock = __atomic_fetch_add(&threads, 1, __ATOMIC_RELAXED) % RECORD_STOCKS + 1;
-	return stock - 1;
+	if (likely(owner && vgpu_my_seat.owner == owner && vgpu_my_seat.number))
+		return vgpu_my_seat.number;
+	vgpu_lock(&records->stocks[0].lock);
+	return 0;
 }
 
-static struct record *from_stock(struct records *records, uint32_t stock)
+static void leave_stock(struct records *records, uint32_t stock)
 {
-	struct record *record;
-
-	vgpu_lock(&records->stocks[stock].lock);
-	record = records->stocks[stock].free;
-	if (record)
-		records->stocks[stock].free = record->next;
-	else if (records->stocks[stock].fresh != records->stocks[stock].fresh_end)
-		record = records->stocks[stock].fresh++;
-	vgpu_unlock(&records->stocks[stock].lock);
-	return record;
+	if (!stock)
+		vgpu_unlock(&records->stocks[0].lock);
 }
 
-static int grow(struct records *records, uint32_t stock)
+static int grow(struct records *records)
 {
 	struct record *fresh = mmap(NULL, GROWTH_BYTES, PROT_READ | PROT_WRITE,
 				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint32_t stock;
 
 	if (fresh == MAP_FAILED)
 		return -1;
 	/* A child of fork begins without records; it need not copy them either. */
 	madvise(fresh, GROWTH_BYTES, MADV_DONTFORK);
-	vgpu_lock(&records->stocks[stock].lock);
-	if (records->stocks[stock].fresh != records->stocks[stock].fresh_end) {
-		/* Another thread was faster. */
-		vgpu_unlock(&records->stocks[stock].lock);
-		munmap(fresh, GROWTH_BYTES);
-		return 0;
+	stock = enter_stock(records);
+	if (records->stocks[stock].fresh == records->stocks[stock].fresh_end) {
+		records->stocks[stock].fresh = fresh;
+		records->stocks[stock].fresh_end = fresh + GROWTH_BYTES / sizeof(*fresh);
+		fresh = NULL;
 	}
-	records->stocks[stock].fresh = fresh;
-	records->stocks[stock].fresh_end = fresh + GROWTH_BYTES / sizeof(*fresh);
-	vgpu_unlock(&records->stocks[stock].lock);
+	leave_stock(records, stock);
+	if (fresh) /* another thread was faster */
+		munmap(fresh, GROWTH_BYTES);
 	return 0;
 }
 
 struct record *vgpu_record_new(struct records *records)
 {
-	uint32_t stock = my_stock();
-	struct record *record;
+	do {
+		uint32_t stock = enter_stock(records);
+		struct record *record = records->stocks[stock].free;
 
-	while (!(record = from_stock(records, stock)))
-		if (grow(records, stock))
-			return NULL;
-	return record;
+		if (record)
+			records->stocks[stock].free = record->next;
+		else if (records->stocks[stock].fresh != records->stocks[stock].fresh_end)
+			record = records->stocks[stock].fresh++;
+		leave_stock(records, stock);
+		if (record)
+			return record;
+	} while (!grow(records));
+	return NULL;
 }
 
 void vgpu_record_free(struct records *records, struct record *record)
 {
-	uint32_t stock = my_stock();
+	uint32_t stock = enter_stock(records);
 
-	vgpu_lock(&records->stocks[stock].lock);
 	record->next = records->stocks[stock].free;
 	records->stocks[stock].free = record;
-	vgpu_unlock(&records->stocks[stock].lock);
+	leave_stock(records, stock);
 }
 
 /* ---- the table ------------------------------------------------------------------------ */

@@ -345,3 +345,33 @@ def test_processes_killed_at_any_instruction_lose_no_memory_and_leave_no_lock(
         assert used(ledger) == 0
         assert not any(row.owner for row in ledger.rows)
         assert not ledger.janitor
+
+
+# ---- lanes --------------------------------------------------------------------------------------------------
+
+
+def test_seven_threads_have_a_lane_each_and_the_others_share() -> None:
+    ledger, ended = fresh(), set[int]()
+    row = take(ledger, 11)
+    is_ended = ffi.callback("int(uint32_t)", lambda tid: int(tid in ended))
+    seats = [lib.vgpu_seat_take(ledger, row, tid, is_ended) for tid in range(100, 109)]
+    assert seats == [1, 2, 3, 4, 5, 6, 7, 0, 0]
+    assert lib.vgpu_seat_take(ledger, row, 103, is_ended) == 4, "a second copy of the shim in that thread"
+    ended.add(105)
+    assert lib.vgpu_seat_take(ledger, row, 200, is_ended) == 6, "the lane of a thread that has ended"
+    assert lib.vgpu_seat_take(ledger, row, 201, is_ended) == 0
+
+
+def test_what_one_thread_charges_another_may_refund() -> None:
+    ledger = fresh()
+    row, other = take(ledger, 11), take(ledger, 12)
+    assert lib.vgpu_charge_seated(ledger, row, 1, 0, 70, QUOTA) == 0
+    assert lib.vgpu_charge_seated(ledger, other, 1, 0, 5, QUOTA) == 0
+    lib.vgpu_refund_seated(ledger, row, 2, 0, 60)
+    lib.vgpu_refund(ledger, row, 0, 10)
+    assert (lib.vgpu_row_charged(ledger, row, 0), used(ledger)) == (0, 5)
+    assert lib.vgpu_charge_seated(ledger, row, 2, 0, 40, QUOTA) == 0
+    assert lib.vgpu_charge_seated(ledger, row, 2, 0, QUOTA - 44, QUOTA) == -1
+    assert sweep(ledger, 12, {11}) == 1
+    assert (lib.vgpu_row_charged(ledger, row, 0), used(ledger)) == (0, 5), "lanes below zero count as well"
+    assert not any(ledger.rows[row].seats)

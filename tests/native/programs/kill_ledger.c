@@ -96,6 +96,18 @@ static void do_refund(void)
 	vgpu_refund(&world->ledger, (uint32_t)victim_row, 0, CHANGE);
 }
 
+/* The same in a lane of the thread's own. */
+static void do_seated_charge(void)
+{
+	if (vgpu_charge_seated(&world->ledger, (uint32_t)victim_row, 3, 0, CHANGE, QUOTA))
+		_exit(3);
+}
+
+static void do_seated_refund(void)
+{
+	vgpu_refund_seated(&world->ledger, (uint32_t)victim_row, 3, 0, CHANGE);
+}
+
 /* For the one that is stepped: less to step through.  Here a pid is not used again. */
 static int is_reaped(uint64_t owner, uint64_t pid_namespace)
 {
@@ -144,6 +156,8 @@ static const struct operation operations[] = {
 	{"charge", do_charge, VICTIM, VICTIM, VICTIM + CHANGE, 1},
 	{"refused", do_refused, VICTIM, VICTIM, VICTIM, 1},
 	{"refund", do_refund, VICTIM, VICTIM - CHANGE, VICTIM - CHANGE, 1},
+	{"seated-charge", do_seated_charge, VICTIM, VICTIM, VICTIM + CHANGE, 1},
+	{"seated-refund", do_seated_refund, VICTIM, VICTIM - CHANGE, VICTIM - CHANGE, 1},
 	{"take", do_take, 0, 0, 0, 0},
 	{"sweep", do_sweep, VICTIM, VICTIM, VICTIM, 1},
 	{"write", do_write, 0, 0, 0, 0},
