@@ -5,6 +5,9 @@ Fixtures of the tests on the simulated GPU: machines, and somewhere to keep prog
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -41,3 +44,12 @@ def stack() -> Iterator[ExitStack]:
     """Somewhere to keep users until the test ends."""
     with ExitStack() as held:
         yield held
+
+
+@pytest.fixture
+def contained() -> list[str]:
+    """Return the words before a command that give it a pid namespace of its own, as a container has."""
+    unshare = shutil.which("unshare") or "unshare"
+    if os.geteuid() or subprocess.run([unshare, "--pid", "--fork", "true"], check=False).returncode:
+        pytest.skip("only root may make a pid namespace")
+    return [unshare, "--pid", "--fork", "--kill-child", "--mount-proc"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -161,15 +160,6 @@ def test_a_process_killed_with_a_lock_held_leaves_the_books_right(h200: Simulate
     assert ask(h200, body) == 2 * overhead + 2 * 2**30  # the survivor's and its own
     finish(survivor)
     assert ask(h200, body) == overhead
-
-
-@pytest.fixture
-def contained() -> list[str]:
-    """Return the words before a command that give it a pid namespace of its own, as a container has."""
-    unshare = shutil.which("unshare") or "unshare"
-    if os.geteuid() or subprocess.run([unshare, "--pid", "--fork", "true"], check=False).returncode:
-        pytest.skip("only root may make a pid namespace")
-    return [unshare, "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def test_a_process_in_a_container_is_known_by_its_host_pid_and_reclaimed_when_killed(

@@ -170,3 +170,31 @@ def test_no_trace_of_shared_memory_is_left_when_all_are_gone(h200: Simulated, st
     machine = state(h200)
     assert [machine.shared[i].kind for i in range(machine.shared_top)] == [0] * machine.shared_top
     assert (h200.directory / "machine.shared").stat().st_blocks == 0
+
+
+def test_two_containers_share_memory_and_its_owners_death(
+    h200: Simulated, stack: ExitStack, contained: list[str]
+) -> None:
+    exporter, importer = (Peer(h200, IPC, stack, inside=contained) for _ in range(2))
+    text = exporter.do("p = ok(cu.cuMemAlloc(6 * MIB))\nok(cu.cuMemsetD8(p, 0x51, 6 * MIB))\nanswer(export(p))")
+    seen = importer.do(f"q = ok(open_memory({text!r}))\nanswer([read(q, 3).decode(), os.getpid()])")
+    assert seen == ["QQQ", 1]  # both are process 1 of their container
+    assert used(h200) == 6 * MIB
+    exporter.kill()
+    assert used(h200) == 6 * MIB
+    assert importer.do("answer(read(q, 6 * MIB) == b'Q' * 6 * MIB)")
+    importer.kill()
+    assert used(h200) == 0
+
+
+def test_without_the_file_of_shared_memory_nothing_is_shared_and_the_rest_works(
+    h200: Simulated, stack: ExitStack
+) -> None:
+    (h200.directory / "machine.shared").unlink()
+    peer = Peer(h200, IPC, stack)
+    assert (
+        peer.do("p = ok(cu.cuMemAlloc(MIB))\nok(cu.cuMemsetD8(p, 1, MIB))\nanswer(rc(get(lib.cuIpcGetMemHandle, p)))")
+        == 304
+    )
+    assert peer.do("answer([rc(cu.cuMemFree(p)), rc(cu.cuMemAllocAsync(MIB, 0))])") == [0, 0]
+    assert not (h200.directory / "machine.shared").exists()

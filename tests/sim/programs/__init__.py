@@ -13,6 +13,7 @@ import mmap
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ def ask(machine: Simulated, body: str, **environment: str) -> Any:
     return machine.ask(script(body), PYTHONPATH=str(FOLDER), **environment)
 
 
-def start(machine: Simulated, body: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """Start a program on the machine, with pipes to and from it."""
+def start(
+    machine: Simulated, body: str, *arguments: object, inside: Sequence[str] = (), **environment: str
+) -> subprocess.Popen[str]:
+    """Start a program on the machine, with pipes to and from it; ``inside`` are words to put before the command."""
     return subprocess.Popen(
-        [sys.executable, "-c", script(body), *map(str, arguments)],
+        [*inside, sys.executable, "-c", script(body), *map(str, arguments)],
         env=machine.environment(PYTHONPATH=str(FOLDER), **environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,9 +15,9 @@ from tools.simulated import Simulated
 class Peer:
     """A program that is told what to do, a piece of Python at a time."""
 
-    def __init__(self, machine: Simulated, prelude: str, stack: ExitStack) -> None:
+    def __init__(self, machine: Simulated, prelude: str, stack: ExitStack, inside: Sequence[str] = ()) -> None:
         body = prelude + "\nanswer('on')\nwhile text := line():\n    exec(json.loads(text))\n"
-        self.process = stack.enter_context(start(machine, body))
+        self.process = stack.enter_context(start(machine, body, inside=inside))
         stack.callback(self.kill)
         self.heard()
 
