@@ -98,7 +98,8 @@ CUresult capture_add_tips(struct stream *stream, struct node *const *tips, int c
 	struct node **all = malloc((size_t)room * sizeof(*all) + 1);
 	if (!all)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	memcpy(all, stream->tips, (size_t)stream->tip_count * sizeof(*all));
+	if (stream->tip_count)
+		memcpy(all, stream->tips, (size_t)stream->tip_count * sizeof(*all));
 	int total = stream->tip_count;
 	for (int i = 0; i < count; i++) {
 		bool known = false;

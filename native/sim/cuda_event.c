@@ -93,7 +93,8 @@ static CUresult record_captured(struct event *event, struct stream *stream)
 	struct node **tips = malloc(size + 1);
 	if (!tips)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	memcpy(tips, stream->tips, size);
+	if (size)
+		memcpy(tips, stream->tips, size);
 	clear(event);
 	event->tips = tips;
 	event->tip_count = stream->tip_count;

@@ -485,3 +485,37 @@ ok(cu.cuMemUnmap(base + 2 * MIB, 10 * MIB))
 answer([held // MIB, cut, (before - free()) // MIB, rc(cu.cuMemUnmap(base, 16 * MIB)),
         rc(cu.cuMemAddressFree(base, 16 * MIB))])
 """) == [16, 1, 6, 1, 1]
+
+
+@pytest.mark.parametrize(("machine", "multicast"), [("t4", 0), ("h200", 1)])
+def test_a_device_says_what_of_this_it_can(make_machine: Make, machine: str, multicast: int) -> None:
+    names = (
+        "HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED",
+        "SPARSE_CUDA_ARRAY_SUPPORTED",
+        "MEMPOOL_SUPPORTED_HANDLE_TYPES",
+        "DEFERRED_MAPPING_CUDA_ARRAY_SUPPORTED",
+        "IPC_EVENT_SUPPORTED",
+        "HOST_NUMA_MEMORY_POOLS_SUPPORTED",
+        "HANDLE_TYPE_FABRIC_SUPPORTED",
+        "MULTICAST_SUPPORTED",
+    )
+    body = f"""
+    ok(cu.cuInit(0))
+    answer([ok(cu.cuDeviceGetAttribute(getattr(cu.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{{name}}"), 0))
+            for name in {names!r}])
+    """
+    assert ask(make_machine(machine), body) == [1] * 6 + [0, multicast]
+
+
+def test_pointers_tell_how_they_can_be_shared(h200: Simulated, stack: ExitStack) -> None:
+    peer = Peer(h200, POOLS, stack)
+    assert peer.do("""
+T = cu.CUpointer_attribute
+P = [ok(cu.cuMemAlloc(4096)), ok(cu.cuMemAllocAsync(4096, 0)), ok(cu.cuMemAllocFromPoolAsync(4096, shareable(), 0)),
+     mapped(ok(cu.cuMemCreate(2 * MIB, properties(True), 0)), 2 * MIB),
+     mapped(ok(cu.cuMemCreate(2 * MIB, properties(False), 0)), 2 * MIB), ok(cu.cuMemAllocManaged(4096, 1))]
+answer([[int(ok(cu.cuPointerGetAttribute(a, p))) for p in P] for a in
+        (T.CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE, T.CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES)])""") == [
+        [1, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0],
+    ]
