@@ -199,3 +199,29 @@ def test_processes_in_two_containers_cannot_take_each_others_memory(h200: Simula
         first.communicate("\n")
     second = subprocess.run([*inside, body], env=environment, capture_output=True, text=True, check=True)
     assert second.stdout == "0\n"
+
+
+def test_random_work_of_processes_that_share_and_die_leaves_the_books_empty(h200: Simulated, tmp_path: Path) -> None:
+    folder = tmp_path / "handles"
+    folder.mkdir()
+
+    def begin(seed: int, steps: int) -> subprocess.Popen[str]:
+        command = [sys.executable, str(FOLDER / "random_memory.py"), str(seed), str(steps), str(folder)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=h200.environment(), **pipes)
+
+    for round_ in range(3):
+        programs = [begin(10 * round_ + i, 10**9 if i % 2 else 400) for i in range(4)]
+        for program in programs[::2]:
+            assert program.stdout is not None
+            assert [program.stdout.readline() for _ in range(2)] == ['"on"\n', '"done"\n']
+        for program in programs:
+            assert program.poll() is None
+            finish(program)
+    body = "context()\nanswer(ok(cu.cuDeviceTotalMem(0)) - ok(cu.cuMemGetInfo())[0])"
+    assert ask(h200, body) == state(h200).knobs.context_overhead
+    device, shared = state(h200).devices[0], state(h200).shared
+    assert [device.memory_used, device.memory_unowned, sum(share.memory for share in device.shares)] == [0, 0, 0]
+    assert state(h200).shared_top > 0
+    assert [entry.kind for entry in shared if entry.kind] == []
+    assert (h200.directory / "machine.shared").stat().st_blocks == 0
