@@ -176,8 +176,10 @@ static int settle(struct fuel *fuel)
 {
 	int short_of = 0;
 
-	for (uint32_t i = 0; i < fuel->count; i++)
+	for (uint32_t i = 0; i < fuel->count; i++) {
 		short_of |= vgpu_pool_settle(&fuel->parts[i].request);
+		vgpu_pool_done(&fuel->parts[i].request);
+	}
 	return short_of;
 }
 

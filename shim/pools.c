@@ -14,10 +14,12 @@
  * memory must not need room of its own: then the provision comes out of what the
  * pool is charged.  That it will is certain only of a block as large that was
  * freed on the same stream, whatever that stream has still to do; a guess from
- * how much is idle in all would let pools grow beyond the quota.
+ * how much is idle in all would let pools grow beyond the quota.  And no other
+ * request may be on its way to take that block.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 
 #include "account.h"
@@ -25,6 +27,10 @@
 
 #define SETTLE_TRIES 8
 #define LARGEST_STEP (64ull << 20)
+/* Sizes from here on no device has. */
+#define LARGEST_SIZE (1ull << 60)
+/* How often a request gives way to those before it, that are in the driver. */
+#define CLAIM_TRIES 1000
 
 /* ---- finding ------------------------------------------------------------------------------ */
 
@@ -149,6 +155,7 @@ static CUresult ask_reserved(const struct driver *driver, const struct pool *poo
 static void forget_memory(struct pool *pool)
 {
 	pool->spare_count = 0;
+	pool->uses++;
 	pool->epoch++;
 	pool->trims++;
 	if (!pool->charged && !pool->provisions) {
@@ -212,8 +219,8 @@ static void apply(const struct tenant *tenant, struct pool *pool, uint64_t reser
 {
 	uint64_t before = pool->charged, provision = settling->provision;
 
-	/* Too much is charged rather than too little. */
-	if (is_old && reserved < before + provision)
+	/* All that is covered stays charged until it is read again. */
+	if (is_old)
 		reserved = before + provision;
 	pool->is_unsure = is_old;
 	pool->version++;
@@ -303,13 +310,44 @@ static uint64_t in_steps(const struct pool *pool, uint64_t bytes)
 	return bytes > UINT64_MAX - step ? bytes : (bytes + step - 1) & ~(step - 1);
 }
 
+/* From now on it may take any idle block.  Returns what it has to be covered by: if
+ * it takes the one that another request counts on, that one has to grow. */
+static uint64_t depart(struct pool_request *request, uint64_t bytes)
+{
+	struct pool *pool = request->pool;
+	uint32_t claims;
+
+	vgpu_lock(&pool->lock);
+	pool->in_flight += !request->is_in_flight;
+	request->is_in_flight = 1;
+	claims = pool->claims;
+	vgpu_unlock(&pool->lock);
+	return in_steps(pool, claims && bytes < LARGEST_SIZE ? bytes + bytes / 4 : bytes);
+}
+
+void vgpu_pool_done(struct pool_request *request)
+{
+	struct pool *pool = request->pool;
+
+	if (!request->is_in_flight)
+		return;
+	vgpu_lock(&pool->lock);
+	pool->in_flight--;
+	pool->claims -= (uint32_t)request->is_claim;
+	vgpu_unlock(&pool->lock);
+	request->is_in_flight = request->is_claim = 0;
+}
+
 int vgpu_pool_cover(struct pool_request *request, uint64_t bytes)
 {
 	const struct pool *pool = request->pool;
 
-	bytes = in_steps(pool, bytes);
-	if (vgpu_charge_if_room(request->tenant, pool->row, (uint32_t)pool->slice, bytes))
+	bytes = depart(request, bytes);
+	if (vgpu_charge_if_room(request->tenant, pool->row, (uint32_t)pool->slice, bytes)) {
+		if (!request->provision)
+			vgpu_pool_done(request);
 		return -1;
+	}
 	add_provision(request, bytes);
 	return 0;
 }
@@ -331,23 +369,42 @@ static int find_spare(const struct pool *pool, uint64_t stream, uint64_t bytes)
 	return -1;
 }
 
+/* With the pool's lock.  Returns the size of the block. */
+static uint64_t claim_spare(struct pool_request *request, int index)
+{
+	struct pool *pool = request->pool;
+	uint64_t bytes = pool->spares[index].bytes;
+
+	remove_spare(pool, (uint32_t)index);
+	if (bytes > pool->charged)
+		return 0;
+	pool->charged -= bytes;
+	pool->provisions += bytes;
+	pool->in_flight++;
+	pool->claims++;
+	request->is_in_flight = request->is_claim = 1;
+	request->provision += bytes;
+	return bytes;
+}
+
 int vgpu_pool_cover_by_spare(struct pool_request *request, uint64_t stream, uint64_t bytes)
 {
 	struct pool *pool = request->pool;
-	uint64_t found = 0;
-	int index;
 
-	vgpu_lock(&pool->lock);
-	index = find_spare(pool, stream, bytes);
-	if (index >= 0 && pool->spares[index].bytes <= pool->charged) {
-		found = pool->spares[index].bytes;
-		remove_spare(pool, (uint32_t)index);
-		pool->charged -= found;
-		pool->provisions += found;
+	for (int tries = 0; tries < CLAIM_TRIES; tries++) {
+		uint64_t found = 0;
+		int index;
+
+		vgpu_lock(&pool->lock);
+		index = find_spare(pool, stream, bytes);
+		if (index >= 0 && !pool->in_flight)
+			found = claim_spare(request, index);
+		vgpu_unlock(&pool->lock);
+		if (found || index < 0)
+			return found ? 0 : -1;
+		sched_yield();
 	}
-	vgpu_unlock(&pool->lock);
-	request->provision += found;
-	return found ? 0 : -1;
+	return -1;
 }
 
 uint64_t vgpu_pool_cover_by_own(struct pool_request *request, uint64_t bytes)
@@ -369,9 +426,11 @@ int vgpu_pool_insist(struct pool_request *request, uint64_t bytes)
 	const struct claim claim = {request->driver, request->tenant, request->process, NULL};
 	const struct pool *pool = request->pool;
 
-	bytes = in_steps(pool, bytes);
-	if (vgpu_try_charge(&claim, pool->row, (uint32_t)pool->slice, bytes))
+	bytes = depart(request, bytes);
+	if (vgpu_try_charge(&claim, pool->row, (uint32_t)pool->slice, bytes)) {
+		vgpu_pool_done(request);
 		return -1;
+	}
 	add_provision(request, bytes);
 	return 0;
 }
@@ -399,23 +458,30 @@ void vgpu_pool_used(const struct pool_request *request, uint64_t stream)
 
 	vgpu_lock(&pool->lock);
 	pool->live += request->bytes;
-	if (!request->has_grown && pool->spare_count) {
-		/* It got some idle block: this one, or we do not know which. */
-		index = find_spare(pool, stream, request->bytes);
-		if (index >= 0)
-			remove_spare(pool, (uint32_t)index);
-		else
-			pool->spare_count = 0;
-	}
+	pool->uses++;
+	/* It got some idle block: this one, or we do not know which.  Nor do we when
+	 * others have asked at the same time: what grew may have grown for them. */
+	index = find_spare(pool, stream, request->bytes);
+	if (pool->in_flight > 1 || (!request->has_grown && index < 0))
+		pool->spare_count = 0;
+	else if (!request->has_grown)
+		remove_spare(pool, (uint32_t)index);
 	vgpu_unlock(&pool->lock);
 }
 
-void vgpu_pool_add_spare(struct pool *pool, uint64_t stream, uint64_t bytes)
+uint64_t vgpu_pool_uses(const struct pool *pool)
+{
+	return __atomic_load_n(&pool->uses, __ATOMIC_ACQUIRE);
+}
+
+void vgpu_pool_add_spare(struct pool *pool, uint64_t uses, uint64_t stream, uint64_t bytes)
 {
 	vgpu_lock(&pool->lock);
-	if (pool->spare_count == POOL_SPARES)
-		remove_spare(pool, 0);
-	pool->spares[pool->spare_count++] = (struct spare){stream, bytes};
+	if (pool->uses == uses && !pool->in_flight) {
+		if (pool->spare_count == POOL_SPARES)
+			remove_spare(pool, 0);
+		pool->spares[pool->spare_count++] = (struct spare){stream, bytes};
+	}
 	vgpu_unlock(&pool->lock);
 }
 

@@ -48,6 +48,9 @@ struct pool {
 	uint64_t step;       /* it has been seen to grow in steps of this */
 	struct spare spares[POOL_SPARES];
 	uint32_t spare_count;
+	uint32_t in_flight; /* requests that may take a spare block */
+	uint32_t claims;    /* ... that count on one */
+	uint64_t uses;      /* times that something was handed out or let go of */
 	/* What is known of a graph's memory holds as long as its number here. */
 	uint32_t epoch;
 	uint32_t trims;  /* times that it has let go of something */
@@ -63,7 +66,8 @@ struct pool_request {
 	struct pool *pool;
 	uint64_t bytes;
 	uint64_t provision; /* charged for growth that may come */
-	int has_grown;      /* afterwards: by some of the provision */
+	int is_in_flight, is_claim;
+	int has_grown; /* afterwards: by some of the provision */
 };
 
 /* ---- pools.c ---------------------------------------------------------------------------- */
@@ -100,10 +104,15 @@ int vgpu_pool_settle(struct pool_request *request);
 /* The same without a request. */
 void vgpu_pool_reread(const struct driver *driver, const struct tenant *tenant, struct pool *pool);
 
-/* `bytes` were handed out, freed. */
+/* `bytes` were handed out. */
 void vgpu_pool_used(const struct pool_request *request, uint64_t stream);
+/* The request is over, whatever came of it. */
+void vgpu_pool_done(struct pool_request *request);
+/* `bytes` were freed; `uses` is the pool's number from before that, by which we know
+ * whether the block is still there to be counted on. */
+uint64_t vgpu_pool_uses(const struct pool *pool);
+void vgpu_pool_add_spare(struct pool *pool, uint64_t uses, uint64_t stream, uint64_t bytes);
 void vgpu_pool_freed(struct process *process, struct pool *pool, uint64_t bytes);
-void vgpu_pool_add_spare(struct pool *pool, uint64_t stream, uint64_t bytes);
 /* The program has set what the pool may keep when it is idle. */
 void vgpu_pool_keeps(struct process *process, struct pool *pool, uint64_t bytes);
 /* All that it is charged; the driver has no such pool any more. */

@@ -179,6 +179,7 @@ static CUresult take(struct pool_request *request, const struct order *order, CU
 		enter(request, order, record, *pointer);
 	else if (record)
 		vgpu_record_free(records, record);
+	vgpu_pool_done(request);
 	return rc;
 }
 
@@ -236,12 +237,14 @@ static CUresult free_on(CUdeviceptr pointer, struct stream stream)
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	struct claim claim;
 	struct record *record = vgpu_withdraw(&claim, RECORD_POINTER, pointer);
+	uint64_t uses = record && record->pool ? vgpu_pool_uses(record->pool) : 0;
 	CUresult rc = stream.per_thread ? driver->real.cuMemFreeAsync_ptsz(pointer, stream.handle)
 					: driver->real.cuMemFreeAsync(pointer, stream.handle);
 
 	/* What a graph is going to free is nobody's yet. */
 	if (!rc && record && record->pool && !vgpu_may_be_capturing(driver, stream))
-		vgpu_pool_add_spare(record->pool, vgpu_stream_key(driver, stream), record->bytes);
+		vgpu_pool_add_spare(record->pool, uses, vgpu_stream_key(driver, stream),
+				    record->bytes);
 	return vgpu_settled(&claim, record, rc);
 }
 
