@@ -16,7 +16,7 @@
 
 #define FLAG_UPLOAD 2
 
-/* ---- what is known of an executable graph ---------------------------------------------------- */
+/* ---- what is known of an executable graph ------------------------------------------- */
 
 /* Records of one graph are told apart by their slice: no two handles are that close. */
 static uint64_t key_of(CUgraphExec exec, uint32_t slice)
@@ -82,8 +82,7 @@ static int note_launch(struct record *record, void *copy)
 	return 0;
 }
 
-/* ---- launching ----------------------------------------------------------------------------------
- */
+/* ---- launching ---------------------------------------------------------------------- */
 
 /* Memory of one launch on one slice. */
 struct part {
@@ -131,10 +130,10 @@ static int is_mapped(const struct fuel *fuel)
 {
 	for (uint32_t i = 0; i < fuel->count; i++) {
 		const struct part *part = &fuel->parts[i];
+		struct pool *pool = part->request.pool;
 
 		if (part->record.stream != fuel->stream ||
-		    part->record.epoch !=
-			    __atomic_load_n(&part->request.pool->epoch, __ATOMIC_ACQUIRE))
+		    part->record.epoch != (uint32_t)vgpu_pool_figure(pool, &pool->epoch))
 			return 0;
 	}
 	return 1;
@@ -148,7 +147,7 @@ static int can_share(const struct part *part, uint64_t stream)
 
 	vgpu_lock(&pool->lock);
 	can = (pool->stream == stream && !pool->is_mixed) ||
-	      (part->record.stream == stream && part->record.trims == pool->trims);
+	      (part->record.stream == stream && part->record.trims == (uint32_t)pool->trims);
 	vgpu_unlock(&pool->lock);
 	return can;
 }
@@ -225,8 +224,8 @@ static void end(struct fuel *fuel)
 
 		vgpu_lock(&pool->lock);
 		part->record.stream = fuel->stream;
-		part->record.trims = pool->trims;
-		part->record.epoch = pool->epoch;
+		part->record.trims = (uint32_t)pool->trims;
+		part->record.epoch = (uint32_t)pool->epoch;
 		vgpu_unlock(&pool->lock);
 		vgpu_record_visit(&part->request.process->records, RECORD_GRAPH, part->record.key,
 				  note_launch, &part->record);
@@ -318,8 +317,7 @@ START(cuGraphLaunch_ptsz, 1)
 START(cuGraphUpload, 0)
 START(cuGraphUpload_ptsz, 1)
 
-/* ---- instantiating -----------------------------------------------------------------------------
- */
+/* ---- instantiating ------------------------------------------------------------------ */
 
 struct birth {
 	const struct driver *driver;
@@ -428,8 +426,7 @@ CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *exec, CUgraph graph,
 				exec, graph, parameters, 1);
 }
 
-/* ---- ending -------------------------------------------------------------------------------------
- */
+/* ---- ending ------------------------------------------------------------------------- */
 
 CUresult cuGraphExecDestroy(CUgraphExec exec)
 {

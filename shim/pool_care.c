@@ -21,14 +21,14 @@ static int become(struct pool *pool, uint32_t from, uint32_t to)
 					   __ATOMIC_RELAXED);
 }
 
-static uint64_t charged(const struct pool *pool)
+static uint64_t charged(struct pool *pool)
 {
-	return __atomic_load_n(&pool->charged, __ATOMIC_RELAXED);
+	return vgpu_pool_figure(pool, &pool->charged);
 }
 
-static uint64_t live(const struct pool *pool)
+static uint64_t live(struct pool *pool)
 {
-	return __atomic_load_n(&pool->live, __ATOMIC_RELAXED);
+	return vgpu_pool_figure(pool, &pool->live);
 }
 
 static struct pool *next_in_use(struct pool *pool)
@@ -44,7 +44,7 @@ static struct pool *first_in_use(struct process *process)
 	return next_in_use(__atomic_load_n(&process->pools, __ATOMIC_ACQUIRE));
 }
 
-/* ---- letting go ---------------------------------------------------------------------------- */
+/* ---- letting go --------------------------------------------------------------------- */
 
 /* The program may be capturing a stream, on this thread or another: our calls are
  * nothing to that. */
@@ -78,18 +78,22 @@ int vgpu_pools_shrink(const struct driver *driver, const struct tenant *tenant,
 }
 
 /* Whether it may still let go of something by itself. */
-static int is_expected_to_shrink(const struct pool *pool)
+static int is_expected_to_shrink(struct pool *pool)
 {
-	uint64_t keeps = __atomic_load_n(&pool->keeps, __ATOMIC_RELAXED);
-	uint64_t stays = live(pool) > keeps ? live(pool) : keeps;
+	uint64_t stays;
+	int is_expected;
 
-	return charged(pool) > stays || __atomic_load_n(&pool->is_unsure, __ATOMIC_RELAXED);
+	vgpu_lock(&pool->lock);
+	stays = pool->live > pool->keeps ? pool->live : pool->keeps;
+	is_expected = pool->charged > stays || pool->is_unsure;
+	vgpu_unlock(&pool->lock);
+	return is_expected;
 }
 
 /* A pool that the program has ended.  1: it is not empty yet. */
 static int is_kept_open(const struct driver *driver, struct pool *pool)
 {
-	if (live(pool) || charged(pool) || __atomic_load_n(&pool->provisions, __ATOMIC_RELAXED))
+	if (live(pool) || charged(pool) || vgpu_pool_figure(pool, &pool->provisions))
 		return 1;
 	if (become(pool, POOL_CLOSING, POOL_ENDING)) {
 		driver->real.cuMemPoolDestroy((CUmemoryPool)pool->handle);
@@ -117,7 +121,7 @@ void vgpu_pools_refresh(const struct driver *driver, const struct tenant *tenant
 		vgpu_pools_mark_dirty(process);
 }
 
-/* ---- ending -------------------------------------------------------------------------------- */
+/* ---- ending ------------------------------------------------------------------------- */
 
 /* As the driver does: the device goes on with its own pool. */
 static void leave_device(const struct driver *driver, const struct process *process,
@@ -162,7 +166,7 @@ CUresult vgpu_pool_end(const struct driver *driver, const struct tenant *tenant,
 	return CUDA_SUCCESS;
 }
 
-/* ---- going with a context ------------------------------------------------------------------ */
+/* ---- going with a context ----------------------------------------------------------- */
 
 static int is_of_pool(const struct record *record, const void *pool)
 {

@@ -9,17 +9,9 @@
  * A reading of the driver's figure is used only if no other was used since it
  * was begun (`version`): an old one would forget what others have taken over.
  * No lock is held while the driver is asked.
- *
- * Memory that a pool keeps for later is charged.  A request that will get such
- * memory must not need room of its own: then the provision comes out of what the
- * pool is charged.  That it will is certain only of a block as large that was
- * freed on the same stream, whatever that stream has still to do; a guess from
- * how much is idle in all would let pools grow beyond the quota.  And no other
- * request may be on its way to take that block.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 
 #include "account.h"
@@ -27,12 +19,8 @@
 
 #define SETTLE_TRIES 8
 #define LARGEST_STEP (64ull << 20)
-/* Sizes from here on no device has. */
-#define LARGEST_SIZE (1ull << 60)
-/* How often a request gives way to those before it, that are in the driver. */
-#define CLAIM_TRIES 1000
 
-/* ---- finding ------------------------------------------------------------------------------ */
+/* ---- finding ------------------------------------------------------------------------ */
 
 static uint32_t state_of(const struct pool *pool)
 {
@@ -134,7 +122,7 @@ uint64_t vgpu_stream_key(const struct driver *driver, struct stream stream)
 	return (uintptr_t)context + 3;
 }
 
-/* ---- what the driver says -------------------------------------------------------------------- */
+/* ---- what the driver says ----------------------------------------------------------- */
 
 static CUresult ask_reserved(const struct driver *driver, const struct pool *pool, uint64_t *bytes)
 {
@@ -148,8 +136,17 @@ static CUresult ask_reserved(const struct driver *driver, const struct pool *poo
 							    bytes);
 }
 
-/* ---- settling: all with the pool's lock -------------------------------------------------------
- */
+uint64_t vgpu_pool_figure(struct pool *pool, const uint64_t *figure)
+{
+	uint64_t value;
+
+	vgpu_lock(&pool->lock);
+	value = *figure;
+	vgpu_unlock(&pool->lock);
+	return value;
+}
+
+/* ---- settling: all with the pool's lock --------------------------------------------- */
 
 /* What was known of memory that it had holds no longer. */
 static void forget_memory(struct pool *pool)
@@ -168,9 +165,9 @@ static void forget_memory(struct pool *pool)
 /* More than any provision: it is there, so it is charged, whatever the quota says. */
 static int charge_surplus(const struct tenant *tenant, const struct pool *pool, uint64_t bytes)
 {
-	if (!vgpu_charge_if_room(tenant, pool->row, (uint32_t)pool->slice, bytes))
+	if (!vgpu_charge_if_room(tenant, vgpu_pool_row(pool), (uint32_t)pool->slice, bytes))
 		return 0;
-	vgpu_charge(tenant->ledger, pool->row, (uint32_t)pool->slice, bytes, UINT64_MAX);
+	vgpu_charge(tenant->ledger, vgpu_pool_row(pool), (uint32_t)pool->slice, bytes, UINT64_MAX);
 	return -1;
 }
 
@@ -210,7 +207,7 @@ static void learn_step(struct pool *pool, uint64_t bytes, uint64_t grown)
 
 struct settling {
 	uint64_t provision, bytes, back;
-	int short_of, has_grown;
+	int short_of, has_grown, is_old;
 };
 
 /* What was read is used; `is_old`: perhaps it is not what the pool has now. */
@@ -222,7 +219,7 @@ static void apply(const struct tenant *tenant, struct pool *pool, uint64_t reser
 	/* All that is covered stays charged until it is read again. */
 	if (is_old)
 		reserved = before + provision;
-	pool->is_unsure = is_old;
+	pool->is_unsure = settling->is_old = is_old;
 	pool->version++;
 	pool->provisions -= provision;
 	if (settling->bytes && reserved > before && !pool->provisions)
@@ -237,7 +234,7 @@ static void settle(const struct driver *driver, const struct tenant *tenant, str
 		   struct settling *settling)
 {
 	for (int tries = 1;; tries++) {
-		uint64_t version = __atomic_load_n(&pool->version, __ATOMIC_ACQUIRE), reserved;
+		uint64_t version = vgpu_pool_figure(pool, &pool->version), reserved;
 		CUresult rc = ask_reserved(driver, pool, &reserved);
 		int is_old;
 
@@ -252,7 +249,8 @@ static void settle(const struct driver *driver, const struct tenant *tenant, str
 		break;
 	}
 	if (settling->back)
-		vgpu_refund(tenant->ledger, pool->row, (uint32_t)pool->slice, settling->back);
+		vgpu_refund(tenant->ledger, vgpu_pool_row(pool), (uint32_t)pool->slice,
+			    settling->back);
 }
 
 int vgpu_pool_settle(struct pool_request *request)
@@ -262,7 +260,7 @@ int vgpu_pool_settle(struct pool_request *request)
 	if (request->pool->slice < 0)
 		return 0;
 	settle(request->driver, request->tenant, request->pool, &settling);
-	if (__atomic_load_n(&request->pool->is_unsure, __ATOMIC_RELAXED))
+	if (settling.is_old)
 		vgpu_pools_mark_dirty(request->process);
 	request->provision = 0;
 	request->has_grown = settling.has_grown;
@@ -271,233 +269,8 @@ int vgpu_pool_settle(struct pool_request *request)
 
 void vgpu_pool_reread(const struct driver *driver, const struct tenant *tenant, struct pool *pool)
 {
-	if (pool->slice >= 0 && __atomic_load_n(&pool->row, __ATOMIC_RELAXED) != NO_ROW)
+	if (pool->slice >= 0 && vgpu_pool_row(pool) != NO_ROW)
 		settle(driver, tenant, pool, &(struct settling){0});
-}
-
-/* ---- covering
- * ------------------------------------------------------------------------------------
- */
-
-CUresult vgpu_pool_enter(const struct pool_request *request)
-{
-	struct pool *pool = request->pool;
-	int row;
-
-	if (pool->slice < 0)
-		return pool->slice == SLICE_NOT_GRANTED ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
-	row = vgpu_process_row(request->tenant, request->process);
-	if (row < 0)
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	__atomic_store_n(&pool->row, (uint32_t)row, __ATOMIC_RELAXED);
-	vgpu_process_active(request->tenant, row, pool->slice);
-	return CUDA_SUCCESS;
-}
-
-static void add_provision(struct pool_request *request, uint64_t bytes)
-{
-	vgpu_lock(&request->pool->lock);
-	request->pool->provisions += bytes;
-	vgpu_unlock(&request->pool->lock);
-	request->provision += bytes;
-}
-
-/* 0 also for a size that no device has: the driver refuses it. */
-static uint64_t in_steps(const struct pool *pool, uint64_t bytes)
-{
-	uint64_t step = __atomic_load_n(&pool->step, __ATOMIC_RELAXED);
-
-	return bytes > UINT64_MAX - step ? bytes : (bytes + step - 1) & ~(step - 1);
-}
-
-/* From now on it may take any idle block.  Returns what it has to be covered by: if
- * it takes the one that another request counts on, that one has to grow. */
-static uint64_t depart(struct pool_request *request, uint64_t bytes)
-{
-	struct pool *pool = request->pool;
-	uint32_t claims;
-
-	vgpu_lock(&pool->lock);
-	pool->in_flight += !request->is_in_flight;
-	request->is_in_flight = 1;
-	claims = pool->claims;
-	vgpu_unlock(&pool->lock);
-	return in_steps(pool, claims && bytes < LARGEST_SIZE ? bytes + bytes / 4 : bytes);
-}
-
-void vgpu_pool_done(struct pool_request *request)
-{
-	struct pool *pool = request->pool;
-
-	if (!request->is_in_flight)
-		return;
-	vgpu_lock(&pool->lock);
-	pool->in_flight--;
-	pool->claims -= (uint32_t)request->is_claim;
-	vgpu_unlock(&pool->lock);
-	request->is_in_flight = request->is_claim = 0;
-}
-
-int vgpu_pool_cover(struct pool_request *request, uint64_t bytes)
-{
-	const struct pool *pool = request->pool;
-
-	bytes = depart(request, bytes);
-	if (vgpu_charge_if_room(request->tenant, pool->row, (uint32_t)pool->slice, bytes)) {
-		if (!request->provision)
-			vgpu_pool_done(request);
-		return -1;
-	}
-	add_provision(request, bytes);
-	return 0;
-}
-
-static void remove_spare(struct pool *pool, uint32_t index)
-{
-	pool->spare_count--;
-	for (uint32_t i = index; i < pool->spare_count; i++)
-		pool->spares[i] = pool->spares[i + 1];
-}
-
-/* The newest one first; a driver splits no block that is much too large. */
-static int find_spare(const struct pool *pool, uint64_t stream, uint64_t bytes)
-{
-	for (uint32_t i = pool->spare_count; i--;)
-		if (pool->spares[i].stream == stream && pool->spares[i].bytes >= bytes &&
-		    pool->spares[i].bytes - bytes <= bytes / 4)
-			return (int)i;
-	return -1;
-}
-
-/* With the pool's lock.  Returns the size of the block. */
-static uint64_t claim_spare(struct pool_request *request, int index)
-{
-	struct pool *pool = request->pool;
-	uint64_t bytes = pool->spares[index].bytes;
-
-	remove_spare(pool, (uint32_t)index);
-	if (bytes > pool->charged)
-		return 0;
-	pool->charged -= bytes;
-	pool->provisions += bytes;
-	pool->in_flight++;
-	pool->claims++;
-	request->is_in_flight = request->is_claim = 1;
-	request->provision += bytes;
-	return bytes;
-}
-
-int vgpu_pool_cover_by_spare(struct pool_request *request, uint64_t stream, uint64_t bytes)
-{
-	struct pool *pool = request->pool;
-
-	for (int tries = 0; tries < CLAIM_TRIES; tries++) {
-		uint64_t found = 0;
-		int index;
-
-		vgpu_lock(&pool->lock);
-		index = find_spare(pool, stream, bytes);
-		if (index >= 0 && !pool->in_flight)
-			found = claim_spare(request, index);
-		vgpu_unlock(&pool->lock);
-		if (found || index < 0)
-			return found ? 0 : -1;
-		sched_yield();
-	}
-	return -1;
-}
-
-uint64_t vgpu_pool_cover_by_own(struct pool_request *request, uint64_t bytes)
-{
-	struct pool *pool = request->pool;
-
-	vgpu_lock(&pool->lock);
-	if (bytes > pool->charged)
-		bytes = pool->charged;
-	pool->charged -= bytes;
-	pool->provisions += bytes;
-	vgpu_unlock(&pool->lock);
-	request->provision += bytes;
-	return bytes;
-}
-
-int vgpu_pool_insist(struct pool_request *request, uint64_t bytes)
-{
-	const struct claim claim = {request->driver, request->tenant, request->process, NULL};
-	const struct pool *pool = request->pool;
-
-	bytes = depart(request, bytes);
-	if (vgpu_try_charge(&claim, pool->row, (uint32_t)pool->slice, bytes)) {
-		vgpu_pool_done(request);
-		return -1;
-	}
-	add_provision(request, bytes);
-	return 0;
-}
-
-void vgpu_pool_cancel(struct pool_request *request)
-{
-	struct pool *pool = request->pool;
-
-	if (!request->provision)
-		return;
-	vgpu_lock(&pool->lock);
-	pool->provisions -= request->provision;
-	vgpu_unlock(&pool->lock);
-	vgpu_refund(request->tenant->ledger, pool->row, (uint32_t)pool->slice, request->provision);
-	request->provision = 0;
-}
-
-/* ---- use
- * ------------------------------------------------------------------------------------------ */
-
-void vgpu_pool_used(const struct pool_request *request, uint64_t stream)
-{
-	struct pool *pool = request->pool;
-	int index;
-
-	vgpu_lock(&pool->lock);
-	pool->live += request->bytes;
-	pool->uses++;
-	/* It got some idle block: this one, or we do not know which.  Nor do we when
-	 * others have asked at the same time: what grew may have grown for them. */
-	index = find_spare(pool, stream, request->bytes);
-	if (pool->in_flight > 1 || (!request->has_grown && index < 0))
-		pool->spare_count = 0;
-	else if (!request->has_grown)
-		remove_spare(pool, (uint32_t)index);
-	vgpu_unlock(&pool->lock);
-}
-
-uint64_t vgpu_pool_uses(const struct pool *pool)
-{
-	return __atomic_load_n(&pool->uses, __ATOMIC_ACQUIRE);
-}
-
-void vgpu_pool_add_spare(struct pool *pool, uint64_t uses, uint64_t stream, uint64_t bytes)
-{
-	vgpu_lock(&pool->lock);
-	if (pool->uses == uses && !pool->in_flight) {
-		if (pool->spare_count == POOL_SPARES)
-			remove_spare(pool, 0);
-		pool->spares[pool->spare_count++] = (struct spare){stream, bytes};
-	}
-	vgpu_unlock(&pool->lock);
-}
-
-void vgpu_pool_freed(struct process *process, struct pool *pool, uint64_t bytes)
-{
-	vgpu_lock(&pool->lock);
-	/* A pool that went with its context may have left records behind. */
-	pool->live = pool->live > bytes ? pool->live - bytes : 0;
-	vgpu_unlock(&pool->lock);
-	vgpu_pools_mark_dirty(process);
-}
-
-void vgpu_pool_keeps(struct process *process, struct pool *pool, uint64_t bytes)
-{
-	__atomic_store_n(&pool->keeps, bytes, __ATOMIC_RELAXED);
-	vgpu_pools_mark_dirty(process);
 }
 
 void vgpu_pool_drop(const struct tenant *tenant, struct pool *pool)
@@ -511,5 +284,5 @@ void vgpu_pool_drop(const struct tenant *tenant, struct pool *pool)
 	forget_memory(pool);
 	vgpu_unlock(&pool->lock);
 	if (back)
-		vgpu_refund(tenant->ledger, pool->row, (uint32_t)pool->slice, back);
+		vgpu_refund(tenant->ledger, vgpu_pool_row(pool), (uint32_t)pool->slice, back);
 }

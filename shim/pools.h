@@ -35,11 +35,11 @@ struct pool {
 	uint64_t handle;   /* CUmemoryPool, or the CUdevice of graphs */
 	uint32_t state;
 	int is_graph;
-	int is_made;      /* by the program, which may also end it */
-	int slice;        /* or SLICE_NOT_GRANTED, or SLICE_NONE */
-	uint32_t row;     /* NO_ROW until something is asked of it */
-	struct lock lock; /* for what follows */
-	int is_unsure;    /* what it is charged may be more than it has */
+	int is_made;        /* by the program, which may also end it */
+	int slice;          /* or SLICE_NOT_GRANTED, or SLICE_NONE */
+	uint32_t row;       /* NO_ROW until something is asked of it */
+	struct lock lock;   /* for what follows */
+	uint64_t is_unsure; /* what it is charged may be more than it has */
 	uint64_t version;
 	uint64_t charged;    /* what it has reserved, but for provisions */
 	uint64_t provisions; /* of requests under way */
@@ -47,16 +47,21 @@ struct pool {
 	uint64_t keeps;      /* bytes that it may keep when idle */
 	uint64_t step;       /* it has been seen to grow in steps of this */
 	struct spare spares[POOL_SPARES];
-	uint32_t spare_count;
+	uint64_t spare_count;
 	uint32_t in_flight; /* requests that may take a spare block */
 	uint32_t claims;    /* ... that count on one */
 	uint64_t uses;      /* times that something was handed out or let go of */
 	/* What is known of a graph's memory holds as long as its number here. */
-	uint32_t epoch;
-	uint32_t trims;  /* times that it has let go of something */
+	uint64_t epoch;
+	uint64_t trims;  /* times that it has let go of something */
 	uint64_t stream; /* on which graphs were launched; 0: none yet */
 	int is_mixed;    /* ... on others too, or graphs that hold memory after their end */
 };
+
+static inline uint32_t vgpu_pool_row(const struct pool *pool)
+{
+	return __atomic_load_n(&pool->row, __ATOMIC_RELAXED);
+}
 
 /* What is asked of a pool. */
 struct pool_request {
@@ -85,6 +90,19 @@ struct pool *vgpu_pool_known(struct process *process, uint64_t handle, int is_gr
 /* A stream as a number, different for all streams of all contexts and threads. */
 uint64_t vgpu_stream_key(const struct driver *driver, struct stream stream);
 
+/* The driver has done what it was asked: the pool is charged what it has reserved now.
+ * 0, or -1 when it has grown by more than was covered and there is room for. */
+int vgpu_pool_settle(struct pool_request *request);
+/* The same without a request. */
+void vgpu_pool_reread(const struct driver *driver, const struct tenant *tenant, struct pool *pool);
+
+/* One of the figures under the pool's lock. */
+uint64_t vgpu_pool_figure(struct pool *pool, const uint64_t *figure);
+/* All that it is charged; the driver has no such pool any more. */
+void vgpu_pool_drop(const struct tenant *tenant, struct pool *pool);
+
+/* ---- pool_cover.c ----------------------------------------------------------------------- */
+
 /* Take a row of the ledger for the pool.  CUDA_ERROR_OUT_OF_MEMORY: the pool's device is
  * not granted, or there is no row. */
 CUresult vgpu_pool_enter(const struct pool_request *request);
@@ -98,25 +116,16 @@ uint64_t vgpu_pool_cover_by_own(struct pool_request *request, uint64_t bytes);
 int vgpu_pool_insist(struct pool_request *request, uint64_t bytes);
 /* Give back the provisions: nothing was asked of the driver. */
 void vgpu_pool_cancel(struct pool_request *request);
-/* The driver has done what it was asked: the pool is charged what it has reserved now.
- * 0, or -1 when it has grown by more than was covered and there is room for. */
-int vgpu_pool_settle(struct pool_request *request);
-/* The same without a request. */
-void vgpu_pool_reread(const struct driver *driver, const struct tenant *tenant, struct pool *pool);
-
 /* `bytes` were handed out. */
 void vgpu_pool_used(const struct pool_request *request, uint64_t stream);
 /* The request is over, whatever came of it. */
 void vgpu_pool_done(struct pool_request *request);
 /* `bytes` were freed; `uses` is the pool's number from before that, by which we know
  * whether the block is still there to be counted on. */
-uint64_t vgpu_pool_uses(const struct pool *pool);
 void vgpu_pool_add_spare(struct pool *pool, uint64_t uses, uint64_t stream, uint64_t bytes);
 void vgpu_pool_freed(struct process *process, struct pool *pool, uint64_t bytes);
 /* The program has set what the pool may keep when it is idle. */
 void vgpu_pool_keeps(struct process *process, struct pool *pool, uint64_t bytes);
-/* All that it is charged; the driver has no such pool any more. */
-void vgpu_pool_drop(const struct tenant *tenant, struct pool *pool);
 
 /* ---- pool_care.c ------------------------------------------------------------------------ */
 

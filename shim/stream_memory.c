@@ -31,7 +31,7 @@ static CUresult place(const struct driver *driver, const struct order *order, CU
 		       : driver->real.cuMemAllocAsync(pointer, order->bytes, stream);
 }
 
-/* ---- which pool ------------------------------------------------------------------------------ */
+/* ---- which pool --------------------------------------------------------------------- */
 
 /* Where memory of a pool is, in the words of a driver that says so; 0, or -1. */
 static int ask_location(const struct driver *driver, CUmemoryPool handle, CUmemLocation *location,
@@ -103,8 +103,7 @@ static CUmemoryPool handle_of_stream(const struct driver *driver, struct stream 
 	return handle;
 }
 
-/* ---- allocations ------------------------------------------------------------------------------
- */
+/* ---- allocations -------------------------------------------------------------------- */
 
 static void undo(const struct driver *driver, struct stream stream, CUdeviceptr pointer)
 {
@@ -130,10 +129,10 @@ static CUresult provide(struct pool_request *request, const struct order *order)
 static CUresult settle(struct pool_request *request, const struct order *order, CUresult rc,
 		       CUdeviceptr pointer)
 {
-	const struct pool *pool = request->pool;
+	struct pool *pool = request->pool;
 
 	/* One that has never given anything is perhaps another process's. */
-	if (rc && !__atomic_load_n(&pool->version, __ATOMIC_RELAXED)) {
+	if (rc && !vgpu_pool_figure(pool, &pool->version)) {
 		vgpu_pool_cancel(request);
 		return rc;
 	}
@@ -153,7 +152,7 @@ static void enter(struct pool_request *request, const struct order *order, struc
 	struct record *stale;
 	uint64_t stream = 0;
 
-	if (__atomic_load_n(&request->pool->spare_count, __ATOMIC_RELAXED))
+	if (vgpu_pool_figure(request->pool, &request->pool->spare_count))
 		stream = vgpu_stream_key(request->driver, order->stream);
 	vgpu_pool_used(request, stream);
 	*record = (struct record){.kind = RECORD_POINTER,
@@ -229,18 +228,20 @@ CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *pointer, size_t bytes, CUmemo
 	return allocate(&(struct order){bytes, 1, pool, {stream, 1}}, pointer);
 }
 
-/* ---- frees ------------------------------------------------------------------------------------
- */
+/* ---- frees -------------------------------------------------------------------------- */
 
 static CUresult free_on(CUdeviceptr pointer, struct stream stream)
 {
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	struct claim claim;
 	struct record *record = vgpu_withdraw(&claim, RECORD_POINTER, pointer);
-	uint64_t uses = record && record->pool ? vgpu_pool_uses(record->pool) : 0;
-	CUresult rc = stream.per_thread ? driver->real.cuMemFreeAsync_ptsz(pointer, stream.handle)
-					: driver->real.cuMemFreeAsync(pointer, stream.handle);
+	uint64_t uses = 0;
+	CUresult rc;
 
+	if (record && record->pool)
+		uses = vgpu_pool_figure(record->pool, &record->pool->uses);
+	rc = stream.per_thread ? driver->real.cuMemFreeAsync_ptsz(pointer, stream.handle)
+			       : driver->real.cuMemFreeAsync(pointer, stream.handle);
 	/* What a graph is going to free is nobody's yet. */
 	if (!rc && record && record->pool && !vgpu_may_be_capturing(driver, stream))
 		vgpu_pool_add_spare(record->pool, uses, vgpu_stream_key(driver, stream),
@@ -258,8 +259,7 @@ CUresult cuMemFreeAsync_ptsz(CUdeviceptr pointer, CUstream stream)
 	return free_on(pointer, (struct stream){stream, 1});
 }
 
-/* ---- pools themselves ---------------------------------------------------------------------------
- */
+/* ---- pools themselves --------------------------------------------------------------- */
 
 CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *properties)
 {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import build
 import pytest
-from tools.tenants import LIBRARY, NATIVE, PROGRAMS, Tenant
+from tools.tenants import LIBRARY, MIB, NATIVE, PROGRAMS, Driver, Tenant
 
 Make = Callable[..., Tenant]
 
@@ -60,6 +60,24 @@ def test_threads_at_the_edge_of_the_quota(make_tenant: Make, folder: Path, quota
     assert (held, violations) == (0, 0)
     assert made > 100
     assert refused > 10
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_threads_with_memory_of_every_kind(
+    make_machine: Callable[[str], Driver], make_tenant: Make, folder: Path, sanitizer: str
+) -> None:
+    driver, quota, shared = make_machine("h200"), 768 * MIB, folder / "shared"
+    tenant = make_tenant(quota, on=driver)
+    tenant.preload = ""
+    shared.write_bytes(bytes(16 * 8))
+    race = instrument(folder, sanitizer, "race_kinds")
+    assert driver.machine is not None
+    tenant.run(race, "1", "8", "2000", str(quota // 24), str(quota), driver.machine.file, shared,
+               **SANITIZERS[sanitizer])  # fmt: skip
+    _, violations, *counts = struct.unpack("16Q", shared.read_bytes())
+    assert violations == 0
+    assert min(counts[:7]) > 10
+    assert sum(counts[7:]) > 10
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
