@@ -13,10 +13,13 @@
 /* ---- how large an array is ---------------------------------------------------------------------
  */
 
-/* Of one texel: bits, or those of a block of 4 x 4 texels. */
+/* Bits of one texel, or of a block of 4 x 4 texels; and of one sample of colour, where
+ * that is a plane of half the width, and perhaps half the height. */
 struct texel {
 	uint32_t bits;
 	uint32_t is_block;
+	uint32_t colour_bits;
+	uint32_t colour_rows; /* of the image for each of its own */
 };
 
 /* Bits of one channel of the formats that are no more than channels side by side. */
@@ -38,8 +41,7 @@ static uint32_t channel_bits(unsigned int format)
 	return 0;
 }
 
-/* Formats that say everything by themselves.  Planes of colour at half the width
- * and height add half a sample to each texel, at half the width alone a whole one. */
+/* Formats that say everything by themselves. */
 static struct texel whole_format(unsigned int format)
 {
 	switch (format) {
@@ -47,7 +49,7 @@ static struct texel whole_format(unsigned int format)
 	case CU_AD_FORMAT_BC1_UNORM_SRGB:
 	case CU_AD_FORMAT_BC4_UNORM:
 	case CU_AD_FORMAT_BC4_SNORM:
-		return (struct texel){64, 1};
+		return (struct texel){64, 1, 0, 1};
 	case CU_AD_FORMAT_BC2_UNORM:
 	case CU_AD_FORMAT_BC2_UNORM_SRGB:
 	case CU_AD_FORMAT_BC3_UNORM:
@@ -58,72 +60,92 @@ static struct texel whole_format(unsigned int format)
 	case CU_AD_FORMAT_BC6H_SF16:
 	case CU_AD_FORMAT_BC7_UNORM:
 	case CU_AD_FORMAT_BC7_UNORM_SRGB:
-		return (struct texel){128, 1};
+		return (struct texel){128, 1, 0, 1};
 	case CU_AD_FORMAT_UNORM_INT8X1:
 	case CU_AD_FORMAT_SNORM_INT8X1:
-		return (struct texel){8, 0};
+		return (struct texel){8, 0, 0, 1};
 	case CU_AD_FORMAT_NV12:
-		return (struct texel){12, 0};
+		return (struct texel){8, 0, 16, 2};
+	case CU_AD_FORMAT_P010:
+	case CU_AD_FORMAT_P016:
+		return (struct texel){16, 0, 32, 2};
+	case CU_AD_FORMAT_NV16:
+		return (struct texel){8, 0, 16, 1};
+	case CU_AD_FORMAT_P210:
+	case CU_AD_FORMAT_P216:
+		return (struct texel){16, 0, 32, 1};
 	case CU_AD_FORMAT_UNORM_INT8X2:
 	case CU_AD_FORMAT_SNORM_INT8X2:
 	case CU_AD_FORMAT_UNORM_INT16X1:
 	case CU_AD_FORMAT_SNORM_INT16X1:
-	case CU_AD_FORMAT_NV16:
 	case CU_AD_FORMAT_YUY2:
-		return (struct texel){16, 0};
-	case CU_AD_FORMAT_P010:
-	case CU_AD_FORMAT_P016:
+		return (struct texel){16, 0, 0, 1};
 	case CU_AD_FORMAT_Y444_PLANAR8:
 	case CU_AD_FORMAT_YUV444_8bit_SemiPlanar:
-		return (struct texel){24, 0};
+		return (struct texel){24, 0, 0, 1};
 	case CU_AD_FORMAT_UNORM_INT_101010_2:
 	case CU_AD_FORMAT_UNORM_INT8X4:
 	case CU_AD_FORMAT_SNORM_INT8X4:
 	case CU_AD_FORMAT_UNORM_INT16X2:
 	case CU_AD_FORMAT_SNORM_INT16X2:
-	case CU_AD_FORMAT_P210:
-	case CU_AD_FORMAT_P216:
 	case CU_AD_FORMAT_Y210:
 	case CU_AD_FORMAT_Y216:
 	case CU_AD_FORMAT_AYUV:
 	case CU_AD_FORMAT_Y410:
-		return (struct texel){32, 0};
+		return (struct texel){32, 0, 0, 1};
 	case CU_AD_FORMAT_Y444_PLANAR10:
 	case CU_AD_FORMAT_YUV444_16bit_SemiPlanar:
-		return (struct texel){48, 0};
+		return (struct texel){48, 0, 0, 1};
 	case CU_AD_FORMAT_UNORM_INT16X4:
 	case CU_AD_FORMAT_SNORM_INT16X4:
 	case CU_AD_FORMAT_Y416:
-		return (struct texel){64, 0};
+		return (struct texel){64, 0, 0, 1};
 	}
 	/* A format of a later driver: as large as any that we know. */
-	return (struct texel){128, 0};
+	return (struct texel){128, 0, 0, 1};
 }
 
 static struct texel texel_of(unsigned int format, unsigned int channels)
 {
 	uint32_t bits = channel_bits(format);
 
-	return bits ? (struct texel){bits * channels, 0} : whole_format(format);
+	return bits ? (struct texel){bits * channels, 0, 0, 1} : whole_format(format);
+}
+
+static uint64_t half(uint64_t extent)
+{
+	return extent / 2 + extent % 2;
 }
 
 /* 0, or -1 when it is beyond 64 bits. */
+static int plane_bytes(uint64_t width, uint64_t height, uint64_t depth, uint32_t bits,
+		       uint64_t *bytes)
+{
+	uint64_t product;
+
+	if (__builtin_mul_overflow(width, height, &product) ||
+	    __builtin_mul_overflow(product, depth, &product) ||
+	    __builtin_mul_overflow(product, bits, &product))
+		return -1;
+	*bytes = product / 8 + (product % 8 != 0);
+	return 0;
+}
+
 static int level_bytes(const CUDA_ARRAY3D_DESCRIPTOR *of, uint64_t width, uint64_t height,
 		       uint64_t depth, uint64_t *bytes)
 {
 	struct texel texel = texel_of(of->Format, of->NumChannels);
-	uint64_t bits;
+	uint64_t colour;
 
 	if (texel.is_block) {
 		width = width / 4 + (width % 4 != 0);
 		height = height / 4 + (height % 4 != 0);
 	}
-	if (__builtin_mul_overflow(width, height, &bits) ||
-	    __builtin_mul_overflow(bits, depth, &bits) ||
-	    __builtin_mul_overflow(bits, texel.bits, &bits))
+	if (plane_bytes(width, height, depth, texel.bits, bytes) ||
+	    plane_bytes(half(width), texel.colour_rows == 2 ? half(height) : height, depth,
+			texel.colour_bits, &colour))
 		return -1;
-	*bytes = bits / 8 + (bits % 8 != 0);
-	return 0;
+	return __builtin_add_overflow(*bytes, colour, bytes) ? -1 : 0;
 }
 
 static uint64_t at_least_one(uint64_t extent)
