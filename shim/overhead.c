@@ -8,8 +8,8 @@
  *	charged meanwhile, unless no context takes that much
  *	all that is in use on the device, as CUDA says, but for what is charged
  *
- * The last two contain what other tenants do, so they never refuse more than the
- * first guess would: that is what is charged when they are out of reason.  What the first
+ * The last two contain what other tenants do: out of reason, they are not believed,
+ * and what was guessed stays charged.  What the first
  * context of a process takes is the same for all processes of a tenant: the first
  * to learn it writes it down in the ledger, from the first source alone.
  *
@@ -206,40 +206,63 @@ static uint64_t measure(struct overhead *overhead, CUcontext context)
 		return size < 0 || (uint64_t)size > CONTEXT_MOST ? guess : (uint64_t)size;
 	}
 	size = rest_of_device(overhead, context);
-	return size < 0 || (uint64_t)size > guess ? guess : (uint64_t)size;
+	return size < 0 || (uint64_t)size > CONTEXT_GUESS ? guess : (uint64_t)size;
 }
 
-static int is_context(struct record *record, void *unused)
+/* Enter the context.  What the first one of a process took stays until its last one
+ * ends, whichever that is: much of it is of the process. */
+static void enter(const struct overhead *overhead, CUcontext context)
 {
-	return 0;
+	const struct claim *claim = &overhead->claim;
+	struct process *process = claim->process;
+	struct record *record = claim->record, *stale;
+	uint64_t base = overhead->is_first ? record->bytes : 0;
+
+	record->bytes -= base;
+	record->key = (uintptr_t)context;
+	record->context = context;
+	stale = vgpu_record_enter(&process->records, record);
+	if (stale) {
+		/* Two threads that retain a primary context at once make one. */
+		vgpu_refund(claim->tenant->ledger, stale->row, stale->account, base);
+		vgpu_give_back(claim->tenant, process, stale);
+		return;
+	}
+	__atomic_fetch_add(&process->contexts[overhead->slice], 1, __ATOMIC_ACQ_REL);
+	__atomic_fetch_add(&process->context_base[overhead->slice], base, __ATOMIC_ACQ_REL);
 }
 
 CUresult vgpu_context_begun(struct overhead *overhead, CUresult rc, const CUcontext *context)
 {
 	struct claim *claim = &overhead->claim;
 	uint64_t bytes;
-	uint32_t row;
-	int is_new;
 
 	if (!claim->record)
 		return rc;
 	bytes = claim->record->bytes;
-	row = claim->record->row;
 	if (!rc && !overhead->is_known)
 		bytes = measure(overhead, *context);
 	/* From now on what is charged is the truth, and nobody need wait for it. */
 	if (!overhead->is_known)
-		vgpu_guess_end(claim->tenant, row, overhead->slice);
-	/* Two threads that retain a primary context at once make one. */
-	is_new = !rc && vgpu_record_visit(&claim->process->records, RECORD_CONTEXT,
-					  (uintptr_t)*context, is_context, NULL) < 0;
-	rc = vgpu_conclude_sized(claim, rc, bytes, rc ? 0 : (uintptr_t)*context);
-	if (!rc && is_new)
-		__atomic_fetch_add(&claim->process->contexts[overhead->slice], 1, __ATOMIC_RELAXED);
+		vgpu_guess_end(claim->tenant, claim->record->row, overhead->slice);
+	if (!rc && vgpu_true_up(claim, bytes))
+		rc = CUDA_ERROR_OUT_OF_MEMORY;
+	if (rc)
+		vgpu_give_back(claim->tenant, claim->process, claim->record);
+	else
+		enter(overhead, *context);
 	return rc;
 }
 
 void vgpu_context_ended(struct process *process, uint32_t slice)
 {
-	__atomic_fetch_sub(&process->contexts[slice], 1, __ATOMIC_RELAXED);
+	const struct tenant *tenant = vgpu_tenant();
+	int row = vgpu_process_row(tenant, process);
+	uint64_t base;
+
+	if (__atomic_sub_fetch(&process->contexts[slice], 1, __ATOMIC_ACQ_REL))
+		return;
+	base = __atomic_exchange_n(&process->context_base[slice], 0, __ATOMIC_ACQ_REL);
+	if (row >= 0 && base)
+		vgpu_refund(tenant->ledger, (uint32_t)row, slice, base);
 }

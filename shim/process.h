@@ -180,7 +180,8 @@ struct process {
 	uint32_t device_count;        /* 0: not known yet */
 	int8_t slice_of[MAX_DEVICES]; /* by CUdevice */
 	struct records records;
-	uint32_t contexts[VGPU_MAX_SLICES]; /* alive and charged, by slice */
+	uint32_t contexts[VGPU_MAX_SLICES];     /* alive and charged, by slice */
+	uint64_t context_base[VGPU_MAX_SLICES]; /* bytes charged as long as there are any */
 	uint64_t contexts_made;
 	uint32_t nvml_pid;  /* this process, as NVML calls it; 0: not known */
 	struct pool *pools; /* pools.c: all that were ever seen */
