@@ -74,10 +74,10 @@ CUresult cuMemGetInfo(unsigned int *available, unsigned int *total)
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	CUresult rc;
 
-	if (!vgpu_is_charged(vgpu_tenant()))
-		return driver->real.cuMemGetInfo(available, total);
-	rc = cuMemGetInfo_v2(&wide_available, &wide_total);
-	if (rc)
+	if (unlikely(vgpu_tenant()->is_faulty))
+		return FAULTY_CUDA;
+	rc = driver->real.cuMemGetInfo(available, total);
+	if (rc || !vgpu_tenant()->ledger || cuMemGetInfo_v2(&wide_available, &wide_total))
 		return rc;
 	if (available)
 		*available = (unsigned int)lesser(wide_available, UINT32_MAX);
