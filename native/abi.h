@@ -101,10 +101,9 @@ struct vgpu_row {
 	uint64_t image;         /* shim: changes with exec, which keeps pid and start time */
 	uint64_t pid_namespace; /* shim: inode of the namespace that the pid is of */
 	uint64_t active;        /* shim: bit i: it has used slice i */
-	uint64_t guesses; /* shim: contexts being made and charged by a guess: 4 bits a slice */
+	uint64_t guesses;       /* shim: contexts being made, not measured: 4 bits a slice */
 	uint64_t padding[3];
-	uint32_t seats[VGPU_LANES]; /* shim: the thread that has a lane to itself, by its tid; 0 =
-				       none */
+	uint32_t seats[VGPU_LANES]; /* shim: tid of the thread whose a lane is; 0 = nobody's */
 	uint64_t seats_padding[4];
 };
 

@@ -16,6 +16,12 @@ BLOCK = 2 * MIB
 LAYERED, CUBEMAP, SPARSE, DEFERRED = 0x01, 0x04, 0x40, 0x80
 
 
+@pytest.fixture
+def driver(make_machine: Callable[[str], Driver]) -> Driver:
+    """The simulated GPU in any case: its books are read here."""
+    return make_machine("h200")
+
+
 @dataclass(frozen=True)
 class Format:
     """What one sample takes in each plane: (texels across, texels down, bytes)."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tools.tenants import GIB, MIB, Tenant
+from tools.tenants import GIB, MIB, Driver, Tenant
 
 Make = Callable[..., Tenant]
 
@@ -46,6 +46,12 @@ WAYS = {
         "cuda.cuArrayDestroy",
     ),
 }
+
+
+@pytest.fixture
+def driver(make_machine: Callable[[str], Driver]) -> Driver:
+    """The simulated GPU in any case: its books are read here."""
+    return make_machine("h200")
 
 
 @pytest.mark.parametrize("function", WAYS)

@@ -39,6 +39,12 @@ def current():
 
 
 @pytest.fixture
+def driver(make_machine: MakeMachine) -> Driver:
+    """The simulated GPU in any case: its books are read here."""
+    return make_machine("h200")
+
+
+@pytest.fixture
 def costly(make_machine: MakeMachine) -> Driver:
     """An H200 where contexts and modules take memory."""
     return costly_machine(make_machine)

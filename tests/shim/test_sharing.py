@@ -25,6 +25,12 @@ amount = 8 * PIECE
 # ---- between processes of one tenant -------------------------------------------------------------------------
 
 
+@pytest.fixture
+def driver(make_machine: Callable[[str], Driver]) -> Driver:
+    """The simulated GPU in any case: its books are read here."""
+    return make_machine("h200")
+
+
 def test_a_block_that_two_processes_map_is_charged_once(make_tenant: Make, quota: int) -> None:
     tenant = make_tenant(quota)
     giver, taker = tenant.peer(PRELUDE), tenant.peer(PRELUDE)

@@ -24,6 +24,12 @@ def books():
 
 
 @pytest.fixture
+def driver(make_machine: Callable[[str], Driver]) -> Driver:
+    """The simulated GPU in any case: its books are read here."""
+    return make_machine("h200")
+
+
+@pytest.fixture
 def spilling(make_tenant: Make, driver: Driver) -> Tenant:
     """A tenant with 64 MiB, of which 48 lie in host memory."""
     tenant = make_tenant(PHYSICAL, on=driver)

@@ -16,6 +16,12 @@ OUT_OF_MEMORY, INVALID_VALUE, INVALID_DEVICE = 2, 1, 101
 PIECE = 2 * MIB
 
 
+@pytest.fixture
+def driver(make_machine: Callable[[str], Driver]) -> Driver:
+    """The simulated GPU in any case: its books are read here."""
+    return make_machine("h200")
+
+
 def of_block(script: str) -> str:
     """A script that may use a block's size."""
     return "\nfrom client import *\nimport judge\nup()\namount = 4 * PIECE\n" + textwrap.dedent(script)
