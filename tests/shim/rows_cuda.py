@@ -110,6 +110,7 @@ def limit(symbol: str) -> Any:
 
 # ---- modules ------------------------------------------------------------------------------------------------------
 
+
 def image() -> Any:
     return new("char[]", SPIN.read_bytes())
 
