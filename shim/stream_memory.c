@@ -187,15 +187,15 @@ static CUresult allocate(const struct order *order, CUdeviceptr *pointer)
 	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
 	const struct tenant *tenant = vgpu_tenant();
 	struct pool_request request = {.driver = driver, .tenant = tenant, .bytes = order->bytes};
-
 	CUmemoryPool handle;
 
-	if (!vgpu_is_charged(tenant) || !pointer || !order->bytes ||
-	    vgpu_may_be_capturing(driver, order->stream))
+	if (!vgpu_is_charged(tenant) || !pointer || !order->bytes)
 		return place(driver, order, pointer);
 	request.process = vgpu_process();
 	if (tenant->is_faulty || !request.process)
 		return CUDA_ERROR_OUT_OF_MEMORY;
+	if (vgpu_may_be_capturing(driver, order->stream))
+		return place(driver, order, pointer);
 	handle = order->names_pool ? order->pool : handle_of_stream(driver, order->stream);
 	/* Without a pool the driver has no such memory, and says so. */
 	if (!handle)
