@@ -117,11 +117,16 @@ static void read_grant(const struct vgpu_grant *grant)
 	int sound = is_sound(grant, sizeof(*grant)), slice;
 	struct vgpu_quota quota;
 
+	for (uint32_t account = 0; account < VGPU_ACCOUNTS; account++)
+		vgpu_quota_of(grant, account);
 	slice = vgpu_slice_of(grant, device);
 	must(slice >= -1 && slice < VGPU_MAX_SLICES, "a slice out of the table");
 	for (uint32_t i = 0; i < VGPU_MAX_SLICES; i++) {
 		must(vgpu_cores_in_force(grant, i, mood) <= 100, "more cores than a device has");
 		vgpu_quota_read(grant, i, &quota);
+		must(vgpu_device_part(&quota) == UINT64_MAX ||
+			     vgpu_device_part(&quota) <= quota.memory,
+		     "a part that is larger than the whole");
 		must(!sound || i >= grant->slice_count ||
 			     (quota.cores >= 1 && quota.cores <= 100 && quota.policy >= 1 &&
 			      quota.policy <= 3),
@@ -146,19 +151,19 @@ static int is_gone_by_mood(uint64_t owner, uint64_t pid_namespace)
 	return (int)((owner ^ pid_namespace ^ mood) * 0x9e3779b97f4a7c15ull >> 63);
 }
 
-static void charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t slice, uint64_t bytes,
+static void charge(struct vgpu_ledger *ledger, uint32_t row, uint32_t account, uint64_t bytes,
 		   uint64_t quota)
 {
-	uint64_t before = ledger->slices[slice].memory_used;
+	uint64_t before = vgpu_charged(ledger, account);
 
-	if (vgpu_charge(ledger, row, slice, bytes, quota)) {
-		must(ledger->slices[slice].memory_used == before, "a refusal changes something");
+	if (vgpu_charge(ledger, row, account, bytes, quota)) {
+		must(vgpu_charged(ledger, account) == before, "a refusal changes something");
 		return;
 	}
-	must(ledger->slices[slice].memory_used == before + bytes &&
-		     ledger->slices[slice].memory_used <= quota && before + bytes >= before,
+	must(vgpu_charged(ledger, account) == before + bytes && before + bytes <= quota &&
+		     before + bytes >= before,
 	     "more is charged than the quota");
-	vgpu_refund(ledger, row, slice, bytes);
+	vgpu_refund(ledger, row, account, bytes);
 }
 
 static void use_ledger(struct vgpu_ledger *ledger)
@@ -166,13 +171,14 @@ static void use_ledger(struct vgpu_ledger *ledger)
 	vgpu_is_gone is_gone = mood & 1 ? vgpu_process_is_gone : is_gone_by_mood;
 	uint64_t pid_namespace, owner = vgpu_owner_self(&pid_namespace);
 	uint32_t slice = (uint32_t)(mood >> 8) % VGPU_MAX_SLICES;
+	uint32_t account = (uint32_t)(mood >> 8) % VGPU_ACCOUNTS;
 	int row = vgpu_row_take(ledger, owner, 5, pid_namespace, is_gone);
 
 	must(row >= -1 && row < VGPU_MAX_PROCESSES, "a row out of the table");
 	if (row >= 0) {
-		charge(ledger, (uint32_t)row, slice, mood >> 16, 1 << 20);
-		charge(ledger, (uint32_t)row, slice, UINT64_MAX - (mood >> 60), UINT64_MAX);
-		vgpu_refund(ledger, (uint32_t)row, slice, mood);
+		charge(ledger, (uint32_t)row, account, mood >> 16, 1 << 20);
+		charge(ledger, (uint32_t)row, account, UINT64_MAX - (mood >> 60), UINT64_MAX);
+		vgpu_refund(ledger, (uint32_t)row, account, mood);
 	}
 	must(vgpu_sweep(ledger, owner, 5, is_gone) <= VGPU_MAX_PROCESSES,
 	     "more rows than there are");

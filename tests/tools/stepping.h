@@ -118,4 +118,43 @@ static inline void stepping_divert(pid_t child, void (*function)(void))
 		stepping_give_up("the child's registers cannot be written");
 }
 
+/* Where the child will be when the function that it has just entered returns, or
+ * 0 where this is not known. */
+static inline uint64_t stepping_return_address(pid_t child, uint64_t came_from)
+{
+#ifdef __x86_64__
+	struct user_regs_struct registers;
+	struct iovec block;
+
+	/* A function that has returned has not been entered. */
+	if ((uint8_t)ptrace(PTRACE_PEEKTEXT, child, came_from, 0) == 0xc3)
+		return 0;
+	stepping_registers(child, &registers, &block);
+	return (uint64_t)ptrace(PTRACE_PEEKTEXT, child, registers.rsp, 0);
+#else
+	return 0;
+#endif
+}
+
+/* Let the child run, without steps, to `address`. */
+static inline void stepping_run_to(pid_t child, uint64_t address)
+{
+#ifdef __x86_64__
+	long there = ptrace(PTRACE_PEEKTEXT, child, address, 0);
+	struct user_regs_struct registers;
+	struct iovec block;
+	int status = 0;
+
+	ptrace(PTRACE_POKETEXT, child, address, (there & ~0xffl) | 0xcc); /* int3 */
+	if (ptrace(PTRACE_CONT, child, 0, 0) || waitpid(child, &status, 0) != child ||
+	    !WIFSTOPPED(status) || WSTOPSIG(status) != SIGTRAP)
+		stepping_give_up("the child did not come back");
+	ptrace(PTRACE_POKETEXT, child, address, there);
+	stepping_registers(child, &registers, &block);
+	registers.rip = address;
+	if (ptrace(PTRACE_SETREGSET, child, NT_PRSTATUS, &block))
+		stepping_give_up("the child's registers cannot be written");
+#endif
+}
+
 #endif

@@ -61,7 +61,7 @@ def intercepts() -> list[Row]:
 def compile_c(target: Path, *sources: Path, flags: Sequence[str] = (), link: Sequence[str] = ()) -> Path:
     """Compile with the compiler that builds the libraries."""
     command = [*build.compiler(), "-std=gnu11", "-g0", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", *flags,
-               f"-I{build.NATIVE}", f"-I{build.SHIM}", f"-I{ROOT / 'tests'}", "-o", str(target),
+               f"-I{build.NATIVE}", f"-I{build.SIM}", f"-I{build.SHIM}", f"-I{ROOT / 'tests'}", "-o", str(target),
                *map(str, sources), *link]  # fmt: skip
     build.run(command)
     return target

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * killed OPERATION KILLS QUOTA
+ * killed OPERATION KILLS QUOTA [MACHINE]
  *
  * This process holds memory of a tenant and survives.  Others of the tenant do
  * the operation on the driver, and each is killed after another instruction
@@ -19,13 +19,18 @@
 
 #include "abi.h"
 #include "cuda.h"
+#include "machine.h"
 #include "tools/stepping.h"
 
 #define KEPT (16u << 20)
 #define SIZE (8u << 20)
 
 static struct vgpu_ledger *ledger;
+static const struct sim_machine *machine; /* NULL: a real one */
 static CUdeviceptr held;
+static CUmemoryPool pool;
+static CUmemGenericAllocationHandle block;
+static CUarray array;
 
 static void need(CUresult rc, const char *what)
 {
@@ -47,10 +52,6 @@ static void have_async_memory(void)
 {
 	need(cuMemAllocAsync(&held, SIZE, NULL), "cuMemAllocAsync before");
 	need(cuCtxSynchronize(), "cuCtxSynchronize");
-}
-
-static void nothing(void)
-{
 }
 
 static void do_alloc(void)
@@ -92,33 +93,98 @@ static void do_free_async(void)
 	need(cuMemFreeAsync(held, NULL), "cuMemFreeAsync");
 }
 
+static void have_pool(void)
+{
+	CUmemPoolProps properties = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+				     .location.type = CU_MEM_LOCATION_TYPE_DEVICE};
+	uint64_t threshold = UINT64_MAX;
+
+	need(cuMemPoolCreate(&pool, &properties), "cuMemPoolCreate");
+	need(cuMemPoolSetAttribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &threshold),
+	     "cuMemPoolSetAttribute");
+}
+
+static void do_pool(void)
+{
+	need(cuMemAllocFromPoolAsync(&held, SIZE, pool, NULL), "cuMemAllocFromPoolAsync");
+}
+
+/* What it keeps is charged, though nothing is allocated. */
+static void have_full_pool(void)
+{
+	have_pool();
+	do_pool();
+	need(cuMemFreeAsync(held, NULL), "cuMemFreeAsync before");
+	need(cuCtxSynchronize(), "cuCtxSynchronize");
+}
+
+static void do_trim(void)
+{
+	need(cuMemPoolTrimTo(pool, 0), "cuMemPoolTrimTo");
+}
+
+static void do_block(void)
+{
+	CUmemAllocationProp properties = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+					  .location.type = CU_MEM_LOCATION_TYPE_DEVICE};
+
+	need(cuMemCreate(&block, SIZE, &properties, 0), "cuMemCreate");
+}
+
+static void do_release(void)
+{
+	need(cuMemRelease(block), "cuMemRelease");
+}
+
+static void do_array(void)
+{
+	CUDA_ARRAY_DESCRIPTOR description = {1024, SIZE / 4096, CU_AD_FORMAT_FLOAT, 1};
+
+	need(cuArrayCreate_v2(&array, &description), "cuArrayCreate");
+}
+
+static void do_array_end(void)
+{
+	need(cuArrayDestroy(array), "cuArrayDestroy");
+}
+
+static void do_context(void)
+{
+	CUcontext context;
+
+	need(cuCtxCreate_v2(&context, 0, 0), "cuCtxCreate");
+}
+
 static const struct {
 	const char *name;
-	void (*prepare)(void), (*run)(void);
+	void (*prepare)(void); /* in a context; NULL: there is none yet */
+	void (*run)(void);
 } operations[] = {
-	{"first-alloc", nothing, do_alloc},
+	{"first-context", NULL, do_context},
 	{"alloc", have_memory, do_alloc},
 	{"free", have_memory, do_free},
 	{"managed", have_memory, do_managed},
 	{"pitch", have_memory, do_pitch},
 	{"async", have_async_memory, do_async},
 	{"free-async", have_async_memory, do_free_async},
+	{"pool", have_pool, do_pool},
+	{"trim", have_full_pool, do_trim},
+	{"block", have_memory, do_block},
+	{"release", do_block, do_release},
+	{"array", have_memory, do_array},
+	{"array-end", do_array, do_array_end},
+	{"context", have_memory, do_context},
 };
-
-static void start_driver(void)
-{
-	CUcontext context;
-
-	need(cuInit(0), "cuInit");
-	need(cuCtxCreate_v2(&context, 0, 0), "cuCtxCreate");
-}
 
 static int be_killed(const char *name)
 {
 	for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++)
 		if (!strcmp(name, operations[i].name)) {
-			start_driver();
-			operations[i].prepare();
+			need(cuInit(0), "cuInit");
+			if (operations[i].prepare) {
+				do_context();
+				operations[i].prepare();
+			}
 			stepping_begin();
 			operations[i].run();
 			_exit(0);
@@ -165,18 +231,31 @@ static pid_t start_victim(const char *name)
 	return child;
 }
 
+static int is_in_shim(uint64_t where)
+{
+	return where >= shim_begin && where < shim_end;
+}
+
 /* Step until so many instructions of the shim have been executed; how many
- * were, which is less when the child has ended. */
+ * were, which is less when the child has ended.  What the shim calls runs at
+ * full speed. */
 static uint64_t step_in_shim(pid_t child, uint64_t wanted)
 {
-	uint64_t done = 0;
+	uint64_t done = 0, back;
 
 	while (done < wanted) {
 		uint64_t where = stepping_where(child);
 
 		if (!stepping_step(child))
 			break;
-		done += where >= shim_begin && where < shim_end;
+		if (!is_in_shim(where))
+			continue;
+		done++;
+		if (is_in_shim(stepping_where(child)))
+			continue;
+		back = stepping_return_address(child, where);
+		if (back)
+			stepping_run_to(child, back);
 	}
 	return done;
 }
@@ -257,13 +336,24 @@ static uint64_t moment(uint64_t instructions, uint64_t i, uint64_t kills)
 	return instructions > from_end ? instructions - from_end : 0;
 }
 
+static void map_machine(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	machine = mmap(NULL, sizeof(*machine), PROT_READ, MAP_SHARED, fd, 0);
+	if (fd < 0 || machine == MAP_FAILED)
+		stepping_give_up("the machine cannot be mapped");
+	close(fd);
+}
+
 static int survive(const char *name, uint64_t kills, uint64_t quota)
 {
 	uint64_t living, instructions, left = 0;
 	CUdeviceptr kept;
 
 	map_ledger();
-	start_driver();
+	need(cuInit(0), "cuInit");
+	do_context();
 	need(cuMemAlloc_v2(&kept, KEPT), "cuMemAlloc of the survivor");
 	living = charged();
 	instructions = step_in_shim(start_victim(name), UINT64_MAX);
@@ -274,6 +364,8 @@ static int survive(const char *name, uint64_t kills, uint64_t quota)
 
 		if (step_in_shim(child, end) < end)
 			fail("it is not the same at every time", end);
+		if (machine && machine->devices[0].memory_used > charged())
+			fail("more is held than is charged", end);
 		stepping_kill(child);
 		left += charged() > living;
 		check(living, quota, end);
@@ -286,7 +378,9 @@ int main(int argc, char **argv)
 {
 	if (argc == 2)
 		return be_killed(argv[1]);
-	if (argc != 4)
+	if (argc != 4 && argc != 5)
 		return 2;
+	if (argc == 5)
+		map_machine(argv[4]);
 	return survive(argv[1], strtoull(argv[2], NULL, 10), strtoull(argv[3], NULL, 10));
 }
