@@ -254,7 +254,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static struct vgpu_ledger ledger;
 
 	if (!*state) {
-		snprintf(state, sizeof(state), "/tmp/vgpu-fuzz-%d", getpid());
+		snprintf(state, sizeof(state), "vgpu-fuzz-%d", getpid());
 		atexit(remove_state);
 	}
 	judge(data, size);

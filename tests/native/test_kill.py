@@ -58,14 +58,14 @@ MOMENTS = [
 
 @pytest.fixture(scope="module")
 def interrupt(tmp_path_factory: pytest.TempPathFactory) -> Interrupt:
-    """Run the program on the contract's own files; its ledger has 8 rows, as each instruction costs time."""
+    """Run the program on the contract's own files; its ledger has 6 rows, as each instruction costs time."""
     folder = tmp_path_factory.mktemp("small")
     for file in (*build.NATIVE.glob("*.c"), *build.NATIVE.glob("*.h")):
         shutil.copy(file, folder)
     contract = (folder / "abi.h").read_text()
     rows = "#define VGPU_MAX_PROCESSES "
     assert contract.count(f"{rows}512\n") == 1
-    (folder / "abi.h").write_text(contract.replace(f"{rows}512\n", f"{rows}8\n"))
+    (folder / "abi.h").write_text(contract.replace(f"{rows}512\n", f"{rows}6\n"))
     flags = [flag for flag in build.FLAGS if flag not in ("-fPIC", f"-I{build.NATIVE}")]
     sources = [folder / source.name for source in build.DECISIONS]
     made = folder / "kill_ledger"
