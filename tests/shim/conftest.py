@@ -3,7 +3,9 @@
 What the shim is judged on: the driver under it, tenants, and the C programs of ``programs/``.
 
 The driver is the simulated GPU, or with ``--driver=gpu`` this machine's own; sizes are taken from the device.
-A test that needs a machine of a certain kind asks for ``make_machine``, and has a simulated one in any case.
+What a context takes is granted beside a tenant's quota, so that a quota is what a test's programs can allocate
+whatever is under them. A test that needs a machine of a certain kind asks for ``make_machine`` or ``make_driver``,
+or is marked ``simulated``; such tests are left out with ``--driver=gpu``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,24 @@ from typing import Protocol
 
 import pytest
 import vgpu_shim
-from tools.tenants import MIB, NATIVE, PROGRAMS, Driver, Tenant, compile_c, create, simulated
+from tools.tenants import GIB, MIB, NATIVE, PROGRAMS, Driver, Tenant, compile_c, create, real, simulated
+
+SIMULATED = {
+    "make_machine": "the test makes a simulated machine of a certain kind, such as one of several devices",
+    "make_driver": "the test makes a driver of its own, such as an old one",
+    "outcomes": "the rows want a second device, to see that it is hidden, and a neighbour whose load is known",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, where a real card is to be judged, what would judge a simulated machine."""
+    if config.getoption("--driver") != "gpu":
+        return
+    for item in items:
+        mark = item.get_closest_marker("simulated")
+        reasons = [reason for name, reason in SIMULATED.items() if name in getattr(item, "fixturenames", ())]
+        if mark or reasons:
+            item.add_marker(pytest.mark.skip(reason=mark.args[0] if mark else reasons[0]))
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +58,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def module_driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Driver:
     """The driver of this run, shared by a file's tests."""
     if request.config.getoption("--driver") == "gpu":
-        return Driver(tuple(vgpu_shim.devices()), None)
+        return real()
     return simulated("h200", tmp_path_factory.mktemp("machine") / "driver")
 
 
@@ -61,7 +80,7 @@ def make_machine(tmp_path: Path) -> Callable[[str], Driver]:
 def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Driver:
     """The driver of this run: a new simulated H200, or the real one."""
     if request.config.getoption("--driver") == "gpu":
-        return Driver(tuple(vgpu_shim.devices()), None)
+        return real()
     return simulated("h200", tmp_path / "driver")
 
 
@@ -85,7 +104,7 @@ def make_driver(tmp_path: Path) -> Callable[..., Driver]:
 
 
 class Make(Protocol):
-    """Makes a tenant; without a driver, on the one of this run."""
+    """Makes a tenant; without a driver, on the one of this run. ``processes`` of it may have a context at once."""
 
     def __call__(
         self,
@@ -94,6 +113,7 @@ class Make(Protocol):
         *,
         devices: Sequence[int] = (0,),
         on: Driver | None = None,
+        processes: int = 1,
     ) -> Tenant: ...
 
 
@@ -108,8 +128,10 @@ def make_tenant(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make
         *,
         devices: Sequence[int] = (0,),
         on: Driver | None = None,
+        processes: int = 1,
     ) -> Tenant:
-        made.append(create(tmp_path / "state", on or request.getfixturevalue("driver"), memory, cores, devices))
+        driver = on or request.getfixturevalue("driver")
+        made.append(create(tmp_path / "state", driver, memory, cores, devices, processes))
         return made[-1]
 
     yield make
@@ -127,5 +149,6 @@ def bare(driver: Driver) -> Iterator[Tenant]:
 
 @pytest.fixture
 def quota(driver: Driver) -> int:
-    """A memory quota: a sixteenth of the device, in whole blocks of 2 MiB."""
-    return driver.devices[0].memory // 16 // (2 * MIB) * (2 * MIB)
+    """A memory quota: a sixteenth of the device, more of a small one, in whole steps by which pools grow."""
+    memory = driver.devices[0].memory
+    return max(memory // 16, min(memory // 4, 4 * GIB)) // (64 * MIB) * (64 * MIB)

@@ -48,11 +48,12 @@ answer([total, refused, str(kept[0].name), str(cuda.cuMemFree(kept[1])[0].name),
 
 def test_cuda_bindings_see_and_get_the_slice(make_tenant: Make, bare: Tenant, quota: int) -> None:
     need("cuda.bindings", "cuda-bindings")
-    total, refused, kept, freed, share = make_tenant(quota, 25).ask(BINDINGS)
-    assert (total, refused, kept, freed) == (quota, "CUDA_ERROR_OUT_OF_MEMORY", "CUDA_SUCCESS", "CUDA_SUCCESS")
+    tenant = make_tenant(quota, 25)
+    total, refused, kept, freed, share = tenant.ask(BINDINGS)
+    assert (total, refused, kept, freed) == (tenant.memory, "CUDA_ERROR_OUT_OF_MEMORY", "CUDA_SUCCESS", "CUDA_SUCCESS")
     assert share == pytest.approx(0.25, abs=0.05)
     total, *_, share = bare.ask(BINDINGS)
-    assert total > quota
+    assert total > tenant.memory
     assert share > 0.8
 
 
@@ -70,8 +71,10 @@ def test_nvidia_ml_py_sees_the_slice(make_tenant: Make, bare: Tenant, quota: int
     answer([first.total, second.total, first.used, mine])
     """
     need("pynvml", "nvidia-ml-py")
-    assert make_tenant(quota).ask(script) == [quota, quota, 2**20, [[True, 2**20]]]
-    assert bare.ask(script)[0] > quota
+    tenant = make_tenant(quota)
+    used = 2**20 + tenant.driver.context_memory
+    assert tenant.ask(script) == [tenant.memory, tenant.memory, used, [[True, used]]]
+    assert bare.ask(script)[0] > tenant.memory
 
 
 def test_numba_sees_and_gets_the_slice(make_tenant: Make, quota: int) -> None:
@@ -90,4 +93,5 @@ def test_numba_sees_and_gets_the_slice(make_tenant: Make, quota: int) -> None:
     """
     need("numba_cuda", "numba-cuda")
     need("numpy", "numpy")
-    assert make_tenant(quota).ask(script) == [quota, True]
+    tenant = make_tenant(quota)
+    assert tenant.ask(script) == [tenant.memory, True]

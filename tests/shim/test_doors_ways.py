@@ -42,11 +42,14 @@ def test_clients_that_load_at_the_same_time_all_meet_the_shim(driver: Driver, tm
 def test_the_quota_holds_over_two_namespaces(make_tenant: Make, driver: Driver, tmp_path: Path) -> None:
     program = compile_c(tmp_path / "namespaces", PROGRAMS / "namespaces.c", flags=["-O1"], link=["-ldl"])
     amounts = [str(mib * MIB) for mib in (64, 64, 16, 16, 32, 16)]
-    assert Tenant(driver, preload="").run(program, *amounts) == "libcuda.so.1 libcuda.so.1 0 0 0 0 0 0\n"
-    tenant = make_tenant(112 * MIB)
+    alone = Tenant(driver, preload="").attempt(program, *amounts)
+    if alone.returncode and not driver.machine:
+        pytest.skip("this driver does not start a second time in one process")
+    assert alone.stdout == "libcuda.so.1 libcuda.so.1 0 0 0 0 0 0\n"
+    tenant = make_tenant(112 * MIB, processes=2)  # each copy of the driver has a context of its own
     # 64 here; there 64 more are too many and 16 are not; then 32 more are too many here, and 16 are not.
     assert tenant.run(program, *amounts) == "libvgpu.so libvgpu.so 0 2 0 0 2 0\n"
-    assert tenant.usage()[0].memory_used == 112 * MIB
+    assert tenant.usage()[0].memory_used == tenant.memory
 
 
 # ---- what a preload catches of a library that binds deeply --------------------------------------------------

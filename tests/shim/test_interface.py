@@ -162,8 +162,10 @@ def test_a_program_reads_its_own_slices(make_tenant: Make, driver: Driver, quota
     script = (
         SLICES + f"from client import *\nup()\nalloc({quota // 2}), alloc({quota})\nanswer(repr(vgpu_shim.slices()))"
     )
-    expected = vgpu_shim.SliceUsage(driver.devices[0].uuid, quota, quota // 2, 30, "fixed", 0, 0, 0, 1)
-    assert make_tenant(quota, 30).ask(script) == repr([expected])
+    tenant = make_tenant(quota, 30)
+    used = quota // 2 + driver.context_memory
+    expected = vgpu_shim.SliceUsage(driver.devices[0].uuid, tenant.memory, used, 30, "fixed", 0, 0, 0, 1)
+    assert tenant.ask(script) == repr([expected])
 
 
 def test_a_program_reads_what_lies_in_host_memory(

@@ -69,7 +69,7 @@ def test_frees_of_both_kinds_give_back(make_tenant: Make, quota: int) -> None:
     """
     tenant = make_tenant(quota)
     assert tenant.ask(script) == [0] * 6
-    assert tenant.usage()[0].memory_used == 0
+    assert tenant.allocated() == 0
 
 
 def test_arguments_that_make_no_sense_get_the_drivers_codes(make_tenant: Make, bare: Tenant, quota: int) -> None:
@@ -102,7 +102,7 @@ def test_arguments_that_make_no_sense_get_the_drivers_codes(make_tenant: Make, b
     """
     tenant = make_tenant(quota)
     assert tenant.ask(script) == bare.ask(script)
-    assert tenant.usage()[0].memory_used == 0
+    assert tenant.allocated() == 0
 
 
 def test_a_size_beyond_all_memory_is_the_drivers_to_refuse(make_tenant: Make, bare: Tenant, quota: int) -> None:
@@ -116,7 +116,7 @@ def test_a_size_beyond_all_memory_is_the_drivers_to_refuse(make_tenant: Make, ba
     """
     tenant = make_tenant(quota)
     assert tenant.ask(script) == bare.ask(script) == [True] * 7
-    assert tenant.usage()[0].memory_used == 0
+    assert tenant.allocated() == 0
 
 
 def test_pitched_memory_is_charged_with_the_drivers_pitch(make_tenant: Make, quota: int) -> None:
@@ -144,7 +144,7 @@ def test_hundred_thousand_live_allocations_are_freed_to_the_last_byte(make_tenan
     """
     tenant = make_tenant(quota)
     assert tenant.ask(script) == [[0], 256 * 100_000]
-    assert tenant.usage()[0].memory_used == 0
+    assert tenant.allocated() == 0
 
 
 # ---- races ---------------------------------------------------------------------------------------------
@@ -152,22 +152,23 @@ def test_hundred_thousand_live_allocations_are_freed_to_the_last_byte(make_tenan
 
 def race(tenant: Tenant, program: Program, shared: Path, quota: int) -> tuple[int, int, int, int]:
     """8 threads in each of 4 processes for 2 s: bytes held at the end, violations, allocations, refusals."""
-    shared.write_bytes(bytes(32))
-    racers = [tenant.start(program("race"), "8", "2", str(quota // 24), str(quota), str(shared)) for _ in range(4)]
+    shared.write_bytes(bytes(40))
+    command = (program("race"), "8", "2", str(quota // 24), str(quota), str(shared), "4")
+    racers = [tenant.start(*command) for _ in range(4)]
     assert [racer.wait(60) for racer in racers] == [0] * 4
-    held, violations, made, refused = struct.unpack("4Q", shared.read_bytes())
+    held, violations, made, refused, _ = struct.unpack("5Q", shared.read_bytes())
     return held, violations, made, refused
 
 
 def test_threads_and_processes_that_race_never_exceed_the_quota(
     make_tenant: Make, program: Program, tmp_path: Path, quota: int
 ) -> None:
-    tenant = make_tenant(quota)
+    tenant = make_tenant(quota, processes=4)
     held, violations, made, refused = race(tenant, program, tmp_path / "shared", quota)
     assert (held, violations) == (0, 0)
-    assert made > 1000
+    assert made > (1000 if tenant.driver.machine else 100)  # a real card takes a millisecond for one
     assert refused > 100, "the race was not at the edge"
-    assert tenant.usage()[0].memory_used == 0
+    assert tenant.allocated() == 0
     assert tenant.usage()[0].refusals == refused
 
 
@@ -182,15 +183,18 @@ def test_the_same_race_exceeds_the_quota_without_us(bare: Tenant, program: Progr
 def test_sigkill_at_random_moments_leaves_nothing(
     make_tenant: Make, program: Program, tmp_path: Path, quota: int
 ) -> None:
-    tenant, shared, chance = make_tenant(quota), tmp_path / "shared", random.Random(20261120)
-    shared.write_bytes(bytes(32))
+    tenant, shared, chance = make_tenant(quota, processes=2), tmp_path / "shared", random.Random(20261120)
+    command = (program("race"), "4", "30", str(quota // 24), str(2**62), str(shared), "2")
     for _ in range(12):
-        racers = [tenant.start(program("race"), "4", "30", str(quota // 24), str(2**62), str(shared)) for _ in range(2)]
-        time.sleep(0.15 + chance.random() * 0.1)
+        shared.write_bytes(bytes(40))
+        racers, deadline = [tenant.start(*command) for _ in range(2)], time.monotonic() + 60
+        while struct.unpack("5Q", shared.read_bytes())[2] < 10 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.1)
         for racer in racers:
             racer.send_signal(signal.SIGKILL)
         assert [racer.wait(10) for racer in racers] == [-signal.SIGKILL] * 2
-    assert struct.unpack("4Q", shared.read_bytes())[2] > 100, "they were killed before they did anything"
+        assert struct.unpack("5Q", shared.read_bytes())[2] >= 10, "they were killed before they did anything"
     script = f"""
     from client import *
     up()
@@ -198,7 +202,7 @@ def test_sigkill_at_random_moments_leaves_nothing(
     answer([code, free(whole)])
     """
     assert tenant.ask(script) == [0, 0]
-    assert tenant.usage()[0].memory_used == 0
+    assert tenant.allocated() == 0
 
 
 def test_exec_without_free_gives_the_memory_back(make_tenant: Make, quota: int) -> None:
@@ -242,7 +246,7 @@ def test_fork_after_cuinit_behaves_as_without_us(make_tenant: Make, bare: Tenant
     ours = tenant.ask(FORK.format(quota=quota))
     assert ours == bare.ask(FORK.format(quota=quota))
     assert ours[1:] == [0, 0, 0]
-    assert tenant.usage()[0].memory_used == 0
+    assert tenant.allocated() == 0
 
 
 def test_a_child_of_fork_has_its_own_account(make_tenant: Make, quota: int) -> None:
@@ -267,7 +271,7 @@ def test_a_child_of_fork_has_its_own_account(make_tenant: Make, quota: int) -> N
     time.sleep(0.05)
     answer([*said, alloc(quota // 2)[0]])
     """
-    assert make_tenant(quota).ask(script) == [0, OUT_OF_MEMORY, 0, 0]
+    assert make_tenant(quota, processes=2).ask(script) == [0, OUT_OF_MEMORY, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,8 @@ def test_nvml_that_calls_itself_through_us_still_answers(make_tenant: Make, quot
     total = nvml_info(handle)["total"]
     answer([total, nvml.nvmlShutdown(), nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(Memory()))])
     """
-    assert ask(make_tenant(quota), script) == [quota, 0, 1]
+    tenant = make_tenant(quota)
+    assert ask(tenant, script) == [tenant.memory, 0, 1]
 
 
 # ---- utilisation of processes ---------------------------------------------------------------------------------

@@ -25,11 +25,12 @@ answer([code, total, device.value, before - info()[0], info()[0], nvml_info(hand
 
 
 def test_all_ways_to_ask_for_memory_agree_on_the_slice(make_tenant: Make, quota: int) -> None:
-    code, total, device, charged, free, first, second = ask(make_tenant(quota), MEMORY.format(amount=quota // 4))
-    assert (code, total, device, charged) == (0, quota, quota, quota // 4)
+    tenant = make_tenant(quota)
+    code, total, device, charged, free, first, second = ask(tenant, MEMORY.format(amount=quota // 4))
+    assert (code, total, device, charged) == (0, tenant.memory, tenant.memory, quota // 4)
     assert free == quota - quota // 4
-    assert first == {"total": quota, "free": free, "used": quota // 4}
-    assert second == {"total": quota, "reserved": 0, "free": free, "used": quota // 4}
+    assert first == {"total": total, "free": free, "used": total - free}
+    assert second == {"total": total, "reserved": 0, "free": free, "used": total - free}
 
 
 def test_without_us_the_device_is_shown(bare: Tenant, driver: Driver, quota: int) -> None:
@@ -53,16 +54,17 @@ def test_a_slice_without_a_limit_shows_the_device(make_tenant: Make, bare: Tenan
 
 
 def test_memory_of_all_processes_of_the_tenant_counts(make_tenant: Make, quota: int) -> None:
-    tenant = make_tenant(quota)
+    tenant = make_tenant(quota, processes=2)
     hold = tenant.start(*tenant.script(f"from client import *\nup()\nanswer(alloc({quota // 2})[0])\nsys.stdin.read()"))
     assert hold.stdout is not None
     assert hold.stdout.readline() == "0\n"
     script = "from client import *\nup()\nanswer([info()[0], nvml_info(nvml_up())['used']])"
-    assert ask(tenant, script) == [quota - quota // 2, quota // 2]
+    contexts = tenant.memory - quota
+    assert ask(tenant, script) == [quota - quota // 2, contexts + quota // 2]
     hold.kill()
     hold.wait()
     time.sleep(0.15)
-    assert ask(tenant, script) == [quota, 0]
+    assert ask(tenant, script) == [quota + contexts // 2, contexts // 2]
 
 
 def test_free_memory_is_never_more_than_the_device_has(
@@ -101,12 +103,13 @@ def test_outputs_that_are_left_out_stay_out(make_tenant: Make, bare: Tenant, quo
              cuda.cuMemGetInfo_v2(None, None)]
     answer([codes, available.value, total.value])
     """
-    codes, free, total = make_tenant(quota).ask(script)
+    tenant = make_tenant(quota)
+    codes, free, total = tenant.ask(script)
     assert codes == bare.ask(script)[0]
     if not codes[0]:
         assert free == quota
     if not codes[1]:
-        assert total == quota
+        assert total == tenant.memory
 
 
 def test_a_limit_lowered_below_usage_shows_no_free_memory_and_refuses(make_tenant: Make, quota: int) -> None:
@@ -123,10 +126,10 @@ def test_a_limit_lowered_below_usage_shows_no_free_memory_and_refuses(make_tenan
     process = tenant.start(*tenant.script(script))
     assert process.stdout is not None
     assert process.stdout.readline() == "0\n"
-    tenant.change(0, memory=quota // 4)
+    quarter, total = quota // 4, tenant.memory - quota + quota // 4
+    tenant.change(0, memory=total)
     said, _ = process.communicate("\n", timeout=60)
-    quarter = quota // 4
-    assert said == f"[[0, {quarter}], 2, 0, [{quarter}, {quarter}], 0, 2]\n"
+    assert said == f"[[0, {total}], 2, 0, [{quarter}, {total}], 0, 2]\n"
 
 
 def test_bad_arguments_get_nvmls_codes(make_tenant: Make, bare: Tenant, quota: int) -> None:

@@ -9,6 +9,7 @@ driver, with which what a limit does is compared.
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
 import os
@@ -77,6 +78,8 @@ class Driver:
     devices: tuple[vgpu_shim.Device, ...]
     machine: machines.Machine | None
     """None: this machine's own driver."""
+    context_memory: int = 0
+    """Bytes that the first context of a process takes: what tenants are granted beside what they may allocate."""
 
     def environment(self, **more: str) -> dict[str, str]:
         """Environment of a program that no shim is in."""
@@ -103,6 +106,42 @@ def set_knobs(machine: machines.Machine, **knobs: int) -> None:
     ):
         for name, value in knobs.items():
             setattr(shared.knobs, name, value)
+
+
+MEASURE = """
+from client import *
+import pynvml, uuid
+pynvml.nvmlInit()
+name = (ctypes.c_ubyte * 16)()
+check(cuda.cuInit(0))
+check(cuda.cuDeviceGetUuid_v2(name, 0))
+def find():
+    for prefix in ("GPU-", "MIG-"):
+        device = prefix + str(uuid.UUID(bytes=bytes(name)))
+        try:
+            return device, pynvml.nvmlDeviceGetHandleByUUID(device)
+        except pynvml.NVMLError:
+            pass
+device, handle = find()
+before = pynvml.nvmlDeviceGetMemoryInfo(handle).used
+up()
+grown = pynvml.nvmlDeviceGetMemoryInfo(handle).used - before
+own = [one.usedGpuMemory for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if one.pid == os.getpid()]
+answer([device, (own or [None])[0] or max(grown, 0)])
+"""
+
+
+@functools.cache
+def real() -> Driver:
+    """This machine's own driver: CUDA's first device, and what a context takes there.
+
+    That is NVML's figure for a process that has only a context, or, where NVML does not know the process by its
+    pid (in a container), by how much more of the device was in use with it than before. Asked once.
+    """
+    uuid_, context = Tenant(Driver((), None), preload="").ask(MEASURE)
+    devices = vgpu_shim.devices()
+    first = [one for one in devices if one.uuid == uuid_]
+    return Driver((*first, *(one for one in devices if one.uuid != uuid_)), None, context)
 
 
 # ---- tenants ------------------------------------------------------------------------------------------
@@ -204,6 +243,19 @@ class Tenant:
         peer.heard()
         return peer
 
+    @contextmanager
+    def mapped(self, name: str) -> Iterator[Any]:
+        """The tenant's "grant" or "ledger", shared with its programs."""
+        from vgpu_runtime._native._abi import ffi
+
+        assert self.directory is not None
+        with (
+            (self.directory / name).open("r+b") as file,
+            mmap.mmap(file.fileno(), 0) as view,
+            ffi.from_buffer(f"struct vgpu_{name} *", view, require_writable=True) as there,
+        ):
+            yield there
+
     def change(self, index: int, **fields: int) -> None:
         """Write fields of a slice's quota, as the node does."""
         with self.grant() as (ffi, native, grant):
@@ -222,13 +274,22 @@ class Tenant:
         """The tenant's grant, to be written, with cffi and the library that writes it."""
         from vgpu_runtime._native._abi import ffi
 
-        assert self.directory is not None
-        with (
-            (self.directory / "grant").open("r+b") as file,
-            mmap.mmap(file.fileno(), 0) as view,
-            ffi.from_buffer("struct vgpu_grant *", view, require_writable=True) as grant,
-        ):
+        with self.mapped("grant") as grant:
             yield ffi, ffi.dlopen(str(NATIVE / "libvgpu_abi.so")), grant
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the first slice is granted: what its programs may allocate, and their contexts."""
+        with self.mapped("grant") as grant:
+            return int(grant.slices[0].memory)
+
+    def allocated(self) -> int:
+        """Bytes of the first slice that are charged for something else than the context of each process."""
+        context = self.driver.context_memory
+        with self.mapped("ledger") as ledger:
+            held = (sum(lane.memory[0] for lane in lanes) % 2**64 for lanes in ledger.lanes)
+            contexts = sum(row.owner != 0 and one >= context for row, one in zip(ledger.rows, held, strict=True))
+            return int(ledger.slices[0].memory_used) - contexts * context
 
     def usage(self) -> list[vgpu_shim.SliceUsage]:
         """What the tenant has used, as a program in it reads it."""
@@ -241,16 +302,26 @@ class Tenant:
 
 
 def create(
-    state: Path, driver: Driver, memory: int | None, cores: int | None, devices: Sequence[int], policy: str = "fixed"
+    state: Path, driver: Driver, memory: int | None, cores: int | None, devices: Sequence[int], processes: int = 1
 ) -> Tenant:
-    """Create a tenant with the same quota on each device that is named by its index (None: not limited)."""
+    """Create a tenant with the same quota on each device that is named by its index (None: not limited).
+
+    ``memory`` is what its programs may allocate. The contexts of so many ``processes`` at once are granted beside it,
+    and that each takes what was measured is written down, as the tenant's first process would.
+    """
+    granted = None if memory is None else memory + processes * driver.context_memory
     slices = [
         vgpu_shim.Slice(
-            driver.devices[index].uuid, driver.devices[index].memory, memory, cores, policy if cores else "none"
+            driver.devices[index].uuid, driver.devices[index].memory, granted, cores, "fixed" if cores else "none"
         )
         for index in devices
     ]
-    return Tenant(driver, vgpu_shim.create_tenant(state, f"t-{uuid.uuid4().hex[:12]}", "process", slices))
+    tenant = Tenant(driver, vgpu_shim.create_tenant(state, f"t-{uuid.uuid4().hex[:12]}", "process", slices))
+    if driver.context_memory:
+        with tenant.mapped("ledger") as ledger:
+            for index in range(len(slices)):
+                ledger.slices[index].context_memory = driver.context_memory + 1
+    return tenant
 
 
 def served_ns(machine: machines.Machine, pid: int, device: int = 0) -> int:

@@ -2,13 +2,14 @@
  *
  * Threads that allocate and free at the edge of a quota.
  *
- *	race THREADS SECONDS CHUNK QUOTA FILE
+ *	race THREADS SECONDS CHUNK QUOTA FILE [PROCESSES]
  *
- * FILE is shared by all processes of the race: two counters, bytes held and
- * violations seen.  What a thread holds is counted after it has been given and
- * until before it is given back, so the sum is never more than what is held.
- * Prints allocations made and refused; anything but success and "out of
- * memory" ends it.
+ * FILE is shared by all processes of the race: counters of bytes held and
+ * violations seen, allocations made and refused, and processes that are ready.
+ * They begin when so many are, so that all have the memory for their contexts.
+ * What a thread holds is counted after it has been given and until before it is
+ * given back, so the sum is never more than what is held.  Prints nothing;
+ * anything but success and "out of memory" ends it.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -16,13 +17,14 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cuda.h"
 
 #define KEPT 8
 
 static struct {
-	uint64_t held, violations, made, refused;
+	uint64_t held, violations, made, refused, ready;
 } *shared;
 static uint64_t chunk, quota;
 static CUcontext context;
@@ -67,21 +69,29 @@ static void *work(void *argument)
 	return NULL;
 }
 
+static void await_others(uint64_t processes)
+{
+	__atomic_fetch_add(&shared->ready, 1, __ATOMIC_SEQ_CST);
+	while (__atomic_load_n(&shared->ready, __ATOMIC_SEQ_CST) < processes)
+		usleep(1000);
+}
+
 int main(int argc, char **argv)
 {
 	int threads, fd;
 	pthread_t thread[64];
 
-	if (argc != 6)
+	if (argc != 6 && argc != 7)
 		return 2;
 	threads = atoi(argv[1]);
-	end = time(NULL) + atoi(argv[2]);
 	chunk = strtoull(argv[3], NULL, 10);
 	quota = strtoull(argv[4], NULL, 10);
 	fd = open(argv[5], O_RDWR);
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (threads > 64 || shared == MAP_FAILED || cuInit(0) || cuCtxCreate_v2(&context, 0, 0))
 		return 2;
+	await_others(argc == 7 ? strtoull(argv[6], NULL, 10) : 1);
+	end = time(NULL) + atoi(argv[2]); /* to set a driver up may take seconds */
 	for (int i = 0; i < threads; i++)
 		pthread_create(&thread[i], NULL, work, (void *)(uintptr_t)(i * 7919 + fd + 1));
 	for (int i = 0; i < threads; i++)
