@@ -51,8 +51,10 @@ def driver_of(simulated: bool, environment: Mapping[str, str]) -> dict[str, Any]
     return {"device": name, "driver": version, "simulated": simulated}
 
 
-def bench(batches: int, simulated: bool) -> dict[str, Any]:
-    """Measure, and say on what."""
+def bench(
+    batches: int, simulated: bool, operations: Sequence[calls.Operation] = calls.OPERATIONS, crowds: int | None = None
+) -> dict[str, Any]:
+    """Measure, and say on what; so many rounds of each, or so many of a crowd of processes."""
     with tempfile.TemporaryDirectory(prefix="vgpu-bench-") as scratch:
         directory = Path(scratch)
         environment = {**os.environ, "VGPU_STATE_DIR": str(directory / "state")}
@@ -68,9 +70,10 @@ def bench(batches: int, simulated: bool) -> dict[str, Any]:
         for number, (name, options) in enumerate(SETUPS.items()):
             setups[name] = ([*vgpu, "run", *sim, "--name", f"bench-{number}", *options, "--"], environment)
         with calls.workers(compile_program(directory, "driver_calls"), setups) as running:
-            rows = calls.measure(running, batches)
+            rows = calls.measure(running, batches, operations)
         first = next(iter(SETUPS))
-        rows += starts.measure(compile_program(directory, "starts"), LIBRARY, first, setups[first], batches)
+        rows += starts.measure(compile_program(directory, "starts"), LIBRARY, first, setups[first], batches,
+                               crowds or batches)  # fmt: skip
         about = driver_of(simulated, bare)
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -54,6 +54,23 @@ OPERATIONS = (
     Operation("pass-through", 50_000),
 )
 
+# On a real card a call takes a driver's time, and 1 GiB a millisecond; what each takes for itself is not gated.
+GPU_OPERATIONS = (
+    Operation("launch", 20_000),
+    Operation("launch+wait", 2_000),
+    Operation("alloc+free", 5_000, PAIR_NS),
+    Operation("alloc+free", 16_000, PAIR_NS, threads=8),
+    Operation("alloc+free", 5_000, PAIR_NS, live=100_000),
+    Operation("alloc+free:2MiB", 500),
+    Operation("alloc+free:64MiB", 100),
+    Operation("alloc+free:1GiB", 20),
+    Operation("async-alloc+free", 5_000),
+    Operation("context", 2),
+    Operation("refusal", 20_000, REFUSAL_NS, is_whole=True),
+    Operation("meminfo", 5_000, INFO_NS),
+    Operation("pass-through", 50_000),
+)
+
 
 class Worker:
     """The timing program, running."""
@@ -103,11 +120,11 @@ def workers(
             worker.close()
 
 
-def measure(running: Mapping[str, Worker], batches: int) -> list[Row]:
+def measure(running: Mapping[str, Worker], batches: int, operations: Sequence[Operation] = OPERATIONS) -> list[Row]:
     """Every operation under every set-up but the bare one, against the bare one."""
     order = list(running)
     rows = []
-    for operation in OPERATIONS:
+    for operation in operations:
         times: dict[str, list[float]] = {name: [] for name in order}
         for name in order:
             running[name].time(operation)  # not counted: pages, caches, estimates

@@ -29,12 +29,16 @@ static const char IMAGE[] = ".version 6.0\n.target sm_50\n.address_size 64\n"
 	X(cuDevicePrimaryCtxRetain)                                                                \
 	X(cuCtxSetCurrent)                                                                         \
 	X(cuCtxGetDevice)                                                                          \
+	X(cuCtxCreate_v2)                                                                          \
+	X(cuCtxDestroy_v2)                                                                         \
 	X(cuCtxSynchronize)                                                                        \
 	X(cuModuleLoadData)                                                                        \
 	X(cuModuleGetFunction)                                                                     \
 	X(cuLaunchKernel)                                                                          \
 	X(cuMemAlloc_v2)                                                                           \
 	X(cuMemFree_v2)                                                                            \
+	X(cuMemAllocAsync)                                                                         \
+	X(cuMemFreeAsync)                                                                          \
 	X(cuMemGetInfo_v2)
 
 static struct {
@@ -87,14 +91,64 @@ static void launches(long count)
 		CHECK(cuda.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
 }
 
-static void pairs(long count)
+static void launches_and_waits(long count)
+{
+	for (long i = 0; i < count; i++) {
+		launches(1);
+		CHECK(cuda.cuCtxSynchronize());
+	}
+}
+
+static void pairs_of(long count, size_t bytes)
 {
 	CUdeviceptr pointer;
 
 	for (long i = 0; i < count; i++) {
-		CHECK(cuda.cuMemAlloc_v2(&pointer, SMALL));
+		CHECK(cuda.cuMemAlloc_v2(&pointer, bytes));
 		CHECK(cuda.cuMemFree_v2(pointer));
 	}
+}
+
+static void pairs(long count)
+{
+	pairs_of(count, SMALL);
+}
+
+static void pairs_2m(long count)
+{
+	pairs_of(count, (size_t)2 << 20);
+}
+
+static void pairs_64m(long count)
+{
+	pairs_of(count, (size_t)64 << 20);
+}
+
+static void pairs_1g(long count)
+{
+	pairs_of(count, (size_t)1 << 30);
+}
+
+/* In stream order: the pool keeps the memory until the batch ends. */
+static void pairs_async(long count)
+{
+	CUdeviceptr pointer;
+
+	for (long i = 0; i < count; i++) {
+		CHECK(cuda.cuMemAllocAsync(&pointer, SMALL, NULL));
+		CHECK(cuda.cuMemFreeAsync(pointer, NULL));
+	}
+}
+
+static void contexts(long count)
+{
+	CUcontext made;
+
+	for (long i = 0; i < count; i++) {
+		CHECK(cuda.cuCtxCreate_v2(&made, 0, 0));
+		CHECK(cuda.cuCtxDestroy_v2(made));
+	}
+	CHECK(cuda.cuCtxSetCurrent(context));
 }
 
 static void refusals(long count)
@@ -126,8 +180,17 @@ static const struct {
 	const char *name;
 	void (*run)(long count);
 } operations[] = {
-	{"launch", launches}, {"alloc+free", pairs},    {"refusal", refusals},
-	{"meminfo", infos},   {"pass-through", passes},
+	{"launch", launches},
+	{"launch+wait", launches_and_waits},
+	{"alloc+free", pairs},
+	{"alloc+free:2MiB", pairs_2m},
+	{"alloc+free:64MiB", pairs_64m},
+	{"alloc+free:1GiB", pairs_1g},
+	{"async-alloc+free", pairs_async},
+	{"context", contexts},
+	{"refusal", refusals},
+	{"meminfo", infos},
+	{"pass-through", passes},
 };
 
 /* ---- a batch -------------------------------------------------------------------------- */

@@ -22,13 +22,18 @@ def rounds(command: Sequence[str], environment: Mapping[str, str], *arguments: s
 
 
 def measure(
-    program: Path, preload: Path, setup: str, tenant: tuple[Sequence[str], Mapping[str, str]], batches: int
+    program: Path,
+    preload: Path,
+    setup: str,
+    tenant: tuple[Sequence[str], Mapping[str, str]],
+    batches: int,
+    crowds: int,
 ) -> list[Row]:
-    """Both, in one tenant: (command prefix, environment)."""
+    """Both, in one tenant: (command prefix, environment); so many batches, and so many crowds."""
     prefix, environment = tenant
     command = [*prefix, str(program)]
     bare, ours = rounds(command, environment, "exec", str(preload), str(batches * 10), "/bin/true")
     rows = [compare("exec of /bin/true", setup, bare, ours, EXEC_NS)]
-    bare, ours = rounds(command, environment, "crowd", str(preload), str(batches), str(CROWD))
+    bare, ours = rounds(command, environment, "crowd", str(preload), str(crowds), str(CROWD))
     each = ([time / CROWD for time in times] for times in (bare, ours))
     return [*rows, compare(f"{CROWD} at once, each", setup, *each, CROWD_NS)]
