@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).parent
-TIERS = ("unit", "native", "conformance", "sim", "shim", "node", "container", "bench")
+TIERS = ("unit", "native", "conformance", "sim", "shim", "node", "container", "bench", "gpu")
 
 
 def tier_of(path: Path) -> str:
@@ -44,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--require-tiers: no tier {', '.join(sorted(unknown))}; there are {', '.join(TIERS)}")
     if config.getoption("--driver") == "gpu":
         require_gpu()
+    elif "gpu" in required_tiers(config):
+        raise pytest.UsageError("--require-tiers: gpu runs with --driver=gpu alone: `make test-gpu REQUIRE=gpu`")
     config.stash[SKIPS] = collections.defaultdict(collections.Counter)
     config.stash[RUNS] = collections.Counter()
 
