@@ -35,7 +35,7 @@ bench-gpu: ## what calls cost and how exact the charges are, on this machine's o
 	@$(PY) -m tests.bench.gpu
 
 rehearse-gpu: build ## `make test-gpu` with a simulated card in the place of the real one
-	@state=$$(mktemp -d) && driver=$$(VGPU_STATE_DIR=$$state $(PY) -m vgpu_runtime sim h200) && \
+	@state=$$(mktemp -d) && driver=$$(VGPU_STATE_DIR=$$state $(PY) -m vgpu_runtime sim tests/gpu/rehearsal.yaml) && \
 		LD_LIBRARY_PATH=$$driver $(PY) -m pytest $(GPU_TESTS) --driver=gpu; status=$$?; rm -rf "$$state"; exit $$status
 
 wheels: $(READY) ## the Python packages of `make test-gpu` into wheels/, for a machine without a network

@@ -318,7 +318,7 @@ answer([*said, stock(), alloc(quota)[0]])
 
 
 def test_a_killed_process_leaves_its_graphs_memory_to_the_others(make_tenant: Make, quota: int) -> None:
-    tenant = make_tenant(quota)
+    tenant = make_tenant(quota, processes=2)
     doomed, survivor = Conversation(tenant), Conversation(tenant)
     doomed(begin(quota) + "check(run(instantiate(make(part(6), free=False)[0])[1], on))")
     survivor("up()")

@@ -130,7 +130,7 @@ answer([on_stream(quota * 6 // 10, on)[0], on_stream(quota * 6 // 10, on)[0], po
 
 
 def test_kept_memory_stays_charged_until_it_is_trimmed(make_tenant: Make, quota: int) -> None:
-    tenant = make_tenant(quota)
+    tenant = make_tenant(quota, processes=2)
     keeper, other = Conversation(tenant), Conversation(tenant)
     other("up()")
     held = quota * 3 // 4 // (2 * MIB) * (2 * MIB)
@@ -203,7 +203,7 @@ SYNCHRONISATIONS = {
 def test_after_a_synchronisation_another_process_can_have_what_was_freed(
     make_tenant: Make, quota: int, call: str
 ) -> None:
-    tenant = make_tenant(quota)
+    tenant = make_tenant(quota, processes=2)
     owner, other = Conversation(tenant), Conversation(tenant)
     other("up()")
     owner(f"""
@@ -220,7 +220,7 @@ check(code)
 
 
 def test_memory_behind_work_that_goes_on_is_nobody_elses(make_tenant: Make, quota: int) -> None:
-    tenant = make_tenant(quota)
+    tenant = make_tenant(quota, processes=2)
     owner, other = Conversation(tenant), Conversation(tenant)
     other("up()")
     owner(f"""
@@ -334,7 +334,7 @@ answer([
     ours = tenant.ask(begin(quota) + body)
     assert ours == bare.ask(begin(quota) + body)
     assert ours[-1] == 0
-    assert tenant.usage()[0].memory_used == 0
+    assert tenant.allocated() == 0
 
 
 def test_memory_of_a_pool_is_freed_by_cumemfree_too(make_tenant: Make, quota: int) -> None:
@@ -445,7 +445,7 @@ answer([code, from_pool(1, pool)[0], on_stream(1)[0], from_pool(1, default_pool(
 
 
 def test_a_killed_process_leaves_its_pools_to_the_others(make_tenant: Make, quota: int) -> None:
-    tenant = make_tenant(quota)
+    tenant = make_tenant(quota, processes=2)
     doomed, survivor = Conversation(tenant), Conversation(tenant)
     doomed(f"up(), check(keep(2**64 - 1)), check(on_stream({quota // 2})[0])")
     doomed(f"check(free_on(on_stream({quota // 4})[1])), check(from_pool({quota // 8}, make_pool()[1])[0])")

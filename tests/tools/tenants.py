@@ -200,6 +200,8 @@ class Tenant:
         ours = {"LD_PRELOAD": self.preload} if self.preload else {}
         if self.directory:
             ours["VGPU_TENANT"] = str(self.directory)
+            if self.driver.context_memory:
+                ours["VGPU_TEST_CONTEXT"] = str(self.driver.context_memory)
         return self.driver.environment(**ours, **more)
 
     def attempt(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:

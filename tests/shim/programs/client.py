@@ -8,6 +8,8 @@ from pathlib import Path
 
 cuda = ctypes.CDLL("libcuda.so.1")
 OUT_OF_MEMORY = 2
+for_modules: list[int] = []
+"""Bytes that each module has taken, as the program is told."""
 
 
 def size(value: int) -> ctypes.c_size_t:
@@ -131,8 +133,9 @@ def retain(address: int) -> tuple[int, ctypes.c_uint64]:
 
 def spin_function() -> ctypes.c_void_p:
     """The kernel that lasts as many nanoseconds as its argument says."""
-    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    module, function, before = ctypes.c_void_p(), ctypes.c_void_p(), info()[0]
     check(cuda.cuModuleLoadData(ctypes.byref(module), SPIN))
+    for_modules.append(max(before - info()[0], 0))
     check(cuda.cuModuleGetFunction(ctypes.byref(function), module, b"vgpu_spin"))
     return function
 
