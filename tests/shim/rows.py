@@ -34,7 +34,7 @@ from typing import Any
 MIB = 2**20
 HOLD = 64 * MIB
 DEVICE = int(os.environ.get("VGPU_ROWS_DEVICE", "1"))
-"""The device that is granted. The simulated machine has two, so that what hides one can be seen; a real one has a card."""
+"""The device that is granted; the simulated machine has two, so that what hides one can be seen."""
 
 KIND_OF_VERB = {"REFUSE": "refuses", "SETTLE": "settles", "REWRITE": "shows", "DELAY": "delays"}
 
