@@ -31,6 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--driver") != "gpu":
         return
     for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
         mark = item.get_closest_marker("simulated")
         reasons = [reason for name, reason in SIMULATED.items() if name in getattr(item, "fixturenames", ())]
         if mark or reasons:
