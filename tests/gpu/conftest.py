@@ -13,6 +13,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from tools.tenants import GIB, MIB, Driver, Tenant, create, real
 from tools.watch import Watch, watching
 
 PROGRAMS = Path(__file__).parent / "programs"
+LONGEST_S = 180
+"""A program that hangs is ended, and its test fails, with time left for the others."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -125,6 +128,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)  # fmt: skip
             stack.enter_context(process)
             stack.callback(process.kill)
+            deadline = threading.Timer(LONGEST_S, process.kill)
+            deadline.start()
+            stack.callback(deadline.cancel)
             return Program(process, errors)
 
         yield begin

@@ -14,6 +14,8 @@ import argparse
 import json
 import random
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,11 @@ def take(torch: Any, chunk: int, most: int) -> tuple[list[Any], str]:
     return held, ""
 
 
+def write(tensors: Sequence[Any]) -> None:
+    for one in tensors:
+        one.fill_(7)
+
+
 def product_is_right(torch: Any) -> bool:
     """Something that has to be computed."""
     left = torch.arange(64 * 64, device="cuda", dtype=torch.float64).reshape(64, 64)
@@ -59,8 +66,7 @@ def fill(torch: Any, options: argparse.Namespace) -> None:
     product_is_right(torch)
     free_before, total = torch.cuda.mem_get_info()
     held, error = take(torch, options.chunk * MIB, options.most * MIB)
-    for one in held:
-        one.fill_(7)
+    write(held)
     torch.cuda.synchronize()
     count, free = len(held), torch.cuda.mem_get_info()[0]
     say(total=total, free_before=free_before, free=free, taken=count * options.chunk * MIB, error=error,
@@ -85,22 +91,23 @@ def fill(torch: Any, options: argparse.Namespace) -> None:
 
 
 def race(torch: Any, options: argparse.Namespace) -> None:
-    """Allocate to the edge and give all back, several times, beside others that do the same."""
+    """Allocate to the edge and give all back, several times, beside others that do the same; they may have it all."""
     chance, made, refused = random.Random(options.seed), 0, 0
     product_is_right(torch)
     say(ready=True)
     wait()
-    for _ in range(options.rounds):
+    while refused < options.rounds:
         held, error = [], ""
         while not error:
             size = 2 * MIB * chance.randint(1, 128)
             more, error = take(torch, size, size)
             held += more
             made += len(more)
-        refused += 1
-        del held
+        refused += bool(held)
+        del more, held
         torch.cuda.empty_cache()
-    say(made=made, refused=refused, right=product_is_right(torch))
+        time.sleep(0.01)
+    say(made=made, refused=refused)
 
 
 def use_shared(connection: Any) -> None:
