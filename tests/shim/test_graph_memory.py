@@ -148,9 +148,9 @@ def test_graphs_that_follow_one_another_on_a_stream_share_memory(make_tenant: Ma
     """Also while the first is at work, when nothing can be trimmed."""
     body = """
 first, second = instantiate(make(part(6))[0])[1], instantiate(make(part(7))[0])[1]
-check(run(first, on))
 LONG()
 codes = {run(one, on) for _ in range(10) for one in (first, second)}
+check(cuda.cuDeviceGraphMemTrim(0))
 answer([sorted(codes), cuda.cuStreamQuery(on), stock() == [part(7)] * 2])
 """
     assert make_tenant(quota).ask(begin(quota) + body) == [[0], 600, True]
