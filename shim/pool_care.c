@@ -8,6 +8,7 @@
  * empty.
  */
 #include "account.h"
+#include "late.h"
 #include "pools.h"
 
 static uint32_t state_of(const struct pool *pool)
@@ -64,7 +65,7 @@ void vgpu_pool_trim(const struct driver *driver, const struct tenant *tenant, st
 int vgpu_pools_shrink(const struct driver *driver, const struct tenant *tenant,
 		      struct process *process, int slice)
 {
-	int did_shrink = 0;
+	int is_left, did_shrink = vgpu_late_settle(driver, tenant, process, &is_left);
 
 	for (struct pool *pool = first_in_use(process); pool; pool = next_in_use(pool->next)) {
 		uint64_t before = charged(pool);
@@ -109,6 +110,7 @@ void vgpu_pools_refresh(const struct driver *driver, const struct tenant *tenant
 
 	/* First: a free in the meantime marks them anew. */
 	__atomic_exchange_n(&process->pools_dirty, 0, __ATOMIC_ACQ_REL);
+	vgpu_late_settle(driver, tenant, process, &is_dirty);
 	for (struct pool *pool = first_in_use(process); pool; pool = next_in_use(pool->next)) {
 		if (is_expected_to_shrink(pool)) {
 			vgpu_pool_reread(driver, tenant, pool);

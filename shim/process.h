@@ -51,6 +51,7 @@ enum record_kind {
 	RECORD_MAPPING, /* a mapping of a block, by address, of `bytes` */
 	RECORD_BINDING, /* a block that a multicast object, or a sparse array, holds */
 	RECORD_GRAPH,   /* an executable graph that allocates `bytes`; see graph_memory.c */
+	RECORD_LATE,    /* memory freed behind work; by the event after that, see late.c */
 };
 
 struct pool;
@@ -189,6 +190,7 @@ struct process {
 	uint32_t pools_dirty;        /* some pool may hold less than it is charged */
 	uint32_t has_bindings;       /* blocks.c: some block is bound to an object */
 	uint32_t graphs_with_memory; /* records of graphs that allocate */
+	uint32_t late_frees;         /* records of memory freed behind work, or more */
 	struct estimates estimates;
 	struct marker markers[MARKERS];
 	uint64_t issued_ns;    /* device time debited between measurements, summed */

@@ -5,6 +5,7 @@
  * that runs (graph_memory.c).
  */
 #include "account.h"
+#include "late.h"
 #include "markers.h"
 #include "pools.h"
 
@@ -242,10 +243,13 @@ static CUresult free_on(CUdeviceptr pointer, struct stream stream)
 		uses = vgpu_pool_figure(record->pool, &record->pool->uses);
 	rc = stream.per_thread ? driver->real.cuMemFreeAsync_ptsz(pointer, stream.handle)
 			       : driver->real.cuMemFreeAsync(pointer, stream.handle);
-	/* What a graph is going to free is nobody's yet. */
-	if (!rc && record && record->pool && !vgpu_may_be_capturing(driver, stream))
+	if (rc || !record || vgpu_may_be_capturing(driver, stream))
+		return vgpu_settled(&claim, record, rc);
+	if (record->pool)
 		vgpu_pool_add_spare(record->pool, uses, vgpu_stream_key(driver, stream),
 				    record->bytes);
+	else if (vgpu_late_keep(driver, claim.process, record, stream))
+		return rc;
 	return vgpu_settled(&claim, record, rc);
 }
 

@@ -33,7 +33,7 @@ def stock():
     return [charged(quota), graphs_say(GRAPH_RESERVED)]
 context = up()
 on = stream(1)
-LONG = lambda: check(launch(spin_function(), 60_000_000_000, on))
+LONG = lambda: check(launch(spin_function(), 10_000_000_000, on))
 """
 
 

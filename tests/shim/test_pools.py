@@ -78,8 +78,8 @@ answer([*said, free_on(first[1]), alloc_one(quota * 3 // 10)[0]])
     assert tenant.usage()[0].refusals == 1
 
 
-# A minute of work, which nobody waits for.
-LONG = "check(launch(spin_function(), 60_000_000_000, on))\n"
+# Ten seconds of work, which nobody waits for.
+LONG = "check(launch(spin_function(), 10_000_000_000, on))\n"
 
 
 @pytest.mark.parametrize("ptsz", [False, True])
@@ -104,7 +104,7 @@ answer([sorted(codes), busy == NOT_READY, *both()])
 
 
 def test_what_another_stream_has_to_do_first_is_not_counted_on(make_tenant: Make, quota: int) -> None:
-    """The freed memory is behind a minute of work: the pool would have to grow."""
+    """The freed memory is behind ten seconds of work: the pool would have to grow."""
     body = f"""
 on, other = stream(1), stream(1)
 code, made = on_stream(quota * 6 // 10, on)
@@ -235,6 +235,28 @@ check(free_on(made, on))
     ]  # fmt: skip
     assert owner(f"answer(charged({quota}) == pool_says(RESERVED) > 0)")
     assert other(f"answer(alloc({quota * 6 // 10})[0])") == OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("way", ["alloc", "alloc_managed", "alloc_pitch"])
+@pytest.mark.parametrize("ptsz", [False, True])
+def test_memory_of_no_pool_that_is_freed_behind_work_is_charged_until_that_is_done(
+    make_tenant: Make, quota: int, way: str, ptsz: bool
+) -> None:
+    body = f"""
+on, idle, tick = stream(1), stream(1), spin_function()
+def freed_behind(ns):
+    code, made = {way}(quota * 6 // 10)
+    check(code), check(launch(tick, ns, on)), check(free_on(made, on, {ptsz}))
+freed_behind(1_000_000)
+check(cuda.cuStreamSynchronize(on))
+said = [charged(quota)]
+freed_behind(10_000_000_000)
+said += [alloc(quota * 6 // 10)[0], cuda.cuStreamSynchronize(idle), charged(quota) >= quota * 6 // 10 - 65536]
+code, small = alloc(quota // 4)
+said += [code, free_on(small, idle), cuda.cuStreamQuery(on)]
+answer([*said, charged(quota) <= quota * 6 // 10, cuda.cuCtxDestroy_v2(context), up() and charged(quota)])
+"""
+    assert make_tenant(quota).ask(begin(quota) + body) == [0, OUT_OF_MEMORY, 0, True, 0, 0, 600, True, 0, 0]
 
 
 # ---- pools of the program's own ----------------------------------------------------------------------------
