@@ -368,6 +368,26 @@ answer([*said, alloc(quota)[0]])
     assert make_tenant(quota).ask(begin(quota) + body) == [0, 0, 0, 0, INVALID_VALUE, 0]
 
 
+HOST_POOLS = {
+    "made by the program": "made, pool = make_pool(0, HOST_LOCATION)",
+    "the driver's own": (
+        "pool, where = handle(), (ctypes.c_int * 2)(HOST_LOCATION, 0)\n"
+        "made = cuda.cuMemGetDefaultMemPool(ctypes.byref(pool), where, 1)"
+    ),
+}
+
+
+@pytest.mark.parametrize("start", HOST_POOLS.values(), ids=HOST_POOLS)
+def test_pools_in_host_memory_are_not_charged(make_tenant: Make, quota: int, start: str) -> None:
+    body = f"""
+check(alloc(quota)[0])
+{start}
+first, pointer = from_pool(64 << 20, pool)
+answer([made, first, charged(quota) - quota, free_on(pointer), cuda.cuCtxSynchronize(), charged(quota) - quota])
+"""
+    assert make_tenant(quota).ask(begin(quota) + body) == [0] * 6
+
+
 # ---- ends ---------------------------------------------------------------------------------------------------
 
 ENDS = {
