@@ -103,12 +103,18 @@ static struct record **link_to(struct records *records, uint32_t bucket, enum re
 	return link;
 }
 
+/* Heads of chains are looked at without the lock, too. */
+static void set(struct record **link, struct record *record)
+{
+	__atomic_store_n(link, record, __ATOMIC_RELAXED);
+}
+
 static struct record *unlink_at(struct record **link)
 {
 	struct record *record = *link;
 
 	if (record)
-		*link = record->next;
+		set(link, record->next);
 	return record;
 }
 
@@ -121,7 +127,7 @@ struct record *vgpu_record_enter(struct records *records, struct record *record)
 	vgpu_lock(lock);
 	stale = unlink_at(link_to(records, bucket, record->kind, record->key));
 	record->next = records->buckets[bucket];
-	records->buckets[bucket] = record;
+	set(&records->buckets[bucket], record);
 	vgpu_unlock(lock);
 	return stale;
 }
@@ -165,7 +171,7 @@ static struct record *take_matching(struct record **link,
 		struct record *record = *link;
 
 		if (matches(record, what)) {
-			*link = record->next;
+			set(link, record->next);
 			record->next = taken;
 			taken = record;
 		} else {
