@@ -80,6 +80,21 @@ def test_every_fault_has_words_of_its_own(abi: Any) -> None:
     assert abi.ffi.string(abi.lib.vgpu_fault_text(99)) == b"unknown fault"
 
 
+@pytest.mark.parametrize(
+    ("memory", "spill", "device_part"),
+    [(400, 0, 400), (400, 100, 300), (400, 400, 0), (1000, 0, 2**64 - 1), (2000, 0, 2**64 - 1), (1000, 600, 400),
+     (1600, 600, 1000), (3000, 600, 1000)],
+)  # fmt: skip
+def test_the_device_part_of_a_quota_is_what_does_not_spill(
+    abi: Any, grant: Any, memory: int, spill: int, device_part: int
+) -> None:
+    """All of a device is no limit, but where what is beyond it has a place."""
+    quota = grant.slices[0]
+    quota.device_memory, quota.memory, quota.memory_spill = 1000, memory, spill
+    assert abi.lib.vgpu_quota_of(grant, 0) == device_part
+    assert abi.lib.vgpu_quota_of(grant, abi.lib.VGPU_MAX_SLICES) == spill
+
+
 def test_a_slice_is_found_by_its_device(abi: Any, grant: Any) -> None:
     assert [abi.lib.vgpu_slice_of(grant, bytes([device]) * 16) for device in (1, 2, 3)] == [0, 1, -1]
 

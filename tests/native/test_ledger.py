@@ -163,6 +163,14 @@ def test_a_process_finds_its_own_row_again() -> None:
     assert take(ledger, 5) == take(ledger, 5)
 
 
+def test_the_guesses_of_the_dead_go_with_their_row() -> None:
+    ledger = fresh()
+    row = take(ledger, 5)
+    ledger.rows[row].guesses = 0x11
+    assert sweep(ledger, 6, {5}) == 1
+    assert (ledger.rows[row].owner, ledger.rows[row].guesses) == (0, 0)
+
+
 def test_when_all_rows_are_taken_a_newcomer_waits_for_a_death() -> None:
     ledger = fresh()
     owners = range(1, lib.VGPU_MAX_PROCESSES + 1)
