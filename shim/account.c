@@ -51,9 +51,9 @@ static int charge_again(const struct claim *claim, uint32_t row, uint32_t accoun
 	if (vgpu_process_sweep(claim->tenant, claim->process, ONCE_A_TICK) &&
 	    !vgpu_charge_if_room(claim->tenant, row, account, bytes))
 		return 0;
-	for (int is_waiting = 1; is_waiting;) {
+	for (int is_waiting = 1, turn = 0; is_waiting; turn++) {
 		is_waiting = account < VGPU_SPILL &&
-			     vgpu_guess_wait(claim->tenant, claim->process, (int)account);
+			     vgpu_guess_wait(claim->tenant, claim->process, (int)account, turn);
 		/* Also when the last guess has ended since the first try. */
 		if (has_room(claim->tenant, account, bytes) &&
 		    !vgpu_charge_if_room(claim->tenant, row, account, bytes))

@@ -73,11 +73,11 @@ static int is_open(const struct tenant *tenant, int slice)
 	return 0;
 }
 
-int vgpu_guess_wait(const struct tenant *tenant, struct process *process, int slice)
+int vgpu_guess_wait(const struct tenant *tenant, struct process *process, int slice, int turn)
 {
 	const struct timespec pause = {0, PAUSE_NS};
 
-	if (!is_open(tenant, slice))
+	if (!is_open(tenant, slice) || turn > PATIENCE_NS / PAUSE_NS)
 		return 0;
 	vgpu_process_sweep(tenant, process, SWEEP_PERIOD_NS);
 	syscall(SYS_nanosleep, &pause, NULL); /* no place where a thread may be cancelled */

@@ -93,10 +93,12 @@ static CUresult stake_guess(struct overhead *overhead)
 	struct claim *claim = &overhead->claim;
 	struct record *record = claim->record;
 	uint64_t guess = CONTEXT_GUESS;
+	int turn = 0;
 
 	while (guess && vgpu_charge_if_room(claim->tenant, record->row, record->account, guess)) {
 		/* What is in the way may only be a guess, and the size known when it ends. */
-		int is_waiting = vgpu_guess_wait(claim->tenant, claim->process, overhead->slice);
+		int is_waiting =
+			vgpu_guess_wait(claim->tenant, claim->process, overhead->slice, turn++);
 		int64_t known = known_size(overhead);
 
 		if (known >= 0) {

@@ -44,7 +44,8 @@ void vgpu_context_ended(struct process *process, uint32_t slice);
 
 void vgpu_guess_begin(const struct tenant *tenant, uint32_t row, int slice);
 void vgpu_guess_end(const struct tenant *tenant, uint32_t row, int slice);
-/* Wait a moment for guesses of a slice.  Whether there was any: ask again. */
-int vgpu_guess_wait(const struct tenant *tenant, struct process *process, int slice);
+/* Wait a moment for guesses of a slice, for the `turn`th time.  Whether there was any:
+ * ask again. */
+int vgpu_guess_wait(const struct tenant *tenant, struct process *process, int slice, int turn);
 
 #endif

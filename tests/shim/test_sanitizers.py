@@ -50,6 +50,16 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_threads_that_make_and_end_all_kinds_of_holders(make_tenant: Make, folder: Path, sanitizer: str) -> None:
+    tenant = make_tenant(40 << 20)
+    tenant.preload = ""
+    holders = instrument(folder, sanitizer, "holders")
+    made, refused = map(int, tenant.run(holders, "6", "500", str(3 << 20), **SANITIZERS[sanitizer]).split())
+    assert made > 500
+    assert refused > 10
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_threads_at_the_edge_of_the_quota(make_tenant: Make, folder: Path, quota: int, sanitizer: str) -> None:
     tenant, shared = make_tenant(quota), folder / "shared"
     tenant.preload = ""
