@@ -131,35 +131,7 @@ static CUresult stake_unspilled(struct claim *claim, const struct driver *driver
 			       vgpu_current_slice(driver, tenant, claim->process), bytes);
 }
 
-CUresult cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t height,
-			    unsigned int element_bytes)
-{
-	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
-	const struct tenant *tenant = vgpu_tenant();
-	struct claim claim;
-	uint64_t bytes;
-	CUresult rc;
-
-	/* A size beyond 64 bits is the driver's to refuse. */
-	if (!vgpu_is_charged(tenant) || !pointer || !pitch || !width || !height ||
-	    pitched_bytes(width, height, &bytes))
-		return driver->real.cuMemAllocPitch_v2(pointer, pitch, width, height,
-						       element_bytes);
-	rc = stake_unspilled(&claim, driver, tenant, bytes);
-	if (rc)
-		return rc;
-	rc = driver->real.cuMemAllocPitch_v2(pointer, pitch, width, height, element_bytes);
-	/* The driver has chosen: what that costs more has to fit as well. */
-	if (!rc && vgpu_true_up(&claim, (uint64_t)*pitch * height)) {
-		driver->real.cuMemFree_v2(*pointer);
-		rc = CUDA_ERROR_OUT_OF_MEMORY;
-	}
-	return conclude(&claim, rc, pointer);
-}
-
-/* ---- the entries from before CUDA 3.2 ---------------------------------------------------------
- */
-
+/* From before CUDA 3.2: as cuMemFree. */
 static CUresult conclude_v1(struct claim *claim, CUresult rc, const CUdeviceptr_v1 *pointer)
 {
 	CUresult answer = vgpu_conclude(claim, rc, rc ? 0 : *pointer);
@@ -182,28 +154,34 @@ CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
 	return rc ? rc : conclude_v1(&claim, driver->real.cuMemAlloc(pointer, bytes), pointer);
 }
 
-CUresult cuMemAllocPitch(CUdeviceptr_v1 *pointer, unsigned int *pitch, unsigned int width,
-			 unsigned int height, unsigned int element_bytes)
-{
-	const struct driver *driver = vgpu_driver(LIBRARY_CUDA);
-	const struct tenant *tenant = vgpu_tenant();
-	struct claim claim;
-	uint64_t bytes;
-	CUresult rc;
-
-	if (!vgpu_is_charged(tenant) || !pointer || !pitch || !width || !height ||
-	    pitched_bytes(width, height, &bytes))
-		return driver->real.cuMemAllocPitch(pointer, pitch, width, height, element_bytes);
-	rc = stake_unspilled(&claim, driver, tenant, bytes);
-	if (rc)
-		return rc;
-	rc = driver->real.cuMemAllocPitch(pointer, pitch, width, height, element_bytes);
-	if (!rc && vgpu_true_up(&claim, (uint64_t)*pitch * height)) {
-		driver->real.cuMemFree(*pointer);
-		rc = CUDA_ERROR_OUT_OF_MEMORY;
+/* A size beyond 64 bits is the driver's to refuse.  The pitch is the driver's to
+ * choose: what that costs more than was guessed has to fit as well. */
+#define PITCHED(symbol, free, conclude, pointer_type, size_type)                                   \
+	CUresult symbol(pointer_type *pointer, size_type *pitch, size_type width,                  \
+			size_type height, unsigned int element_bytes)                              \
+	{                                                                                          \
+		const struct driver *driver = vgpu_driver(LIBRARY_CUDA);                           \
+		const struct tenant *tenant = vgpu_tenant();                                       \
+		struct claim claim;                                                                \
+		uint64_t bytes;                                                                    \
+		CUresult rc;                                                                       \
+                                                                                                   \
+		if (!vgpu_is_charged(tenant) || !pointer || !pitch || !width || !height ||         \
+		    pitched_bytes(width, height, &bytes))                                          \
+			return driver->real.symbol(pointer, pitch, width, height, element_bytes);  \
+		rc = stake_unspilled(&claim, driver, tenant, bytes);                               \
+		if (rc)                                                                            \
+			return rc;                                                                 \
+		rc = driver->real.symbol(pointer, pitch, width, height, element_bytes);            \
+		if (!rc && vgpu_true_up(&claim, (uint64_t)*pitch * height)) {                      \
+			driver->real.free(*pointer);                                               \
+			rc = CUDA_ERROR_OUT_OF_MEMORY;                                             \
+		}                                                                                  \
+		return conclude(&claim, rc, pointer);                                              \
 	}
-	return conclude_v1(&claim, rc, pointer);
-}
+
+PITCHED(cuMemAllocPitch, cuMemFree, conclude_v1, CUdeviceptr_v1, unsigned int)
+PITCHED(cuMemAllocPitch_v2, cuMemFree_v2, conclude, CUdeviceptr, size_t)
 
 /* ---- frees ------------------------------------------------------------------------------------
  */
