@@ -86,7 +86,8 @@ struct vgpu_usage {
 	uint64_t memory_spilled;    /* shim: bytes charged that lie in host memory instead */
 	uint64_t context_memory;    /* shim: bytes that a process's first context took + 1 */
 	uint64_t guess_end_ns;      /* shim: until then rows may hold `guesses`; 0 = none */
-	uint64_t memory_padding[3]; /* launches must not slow allocations down */
+	uint64_t granule;           /* shim: bytes the driver rounds up to; 0 = not known */
+	uint64_t memory_padding[2]; /* launches must not slow allocations down */
 	uint64_t full_ns;           /* shim: when the bucket is full again */
 	uint64_t device_time_ns;    /* shim: device time debited, after settling */
 	uint64_t throttled_ns;      /* shim: time that launches were delayed, summed */

@@ -150,10 +150,10 @@ CUresult vgpu_stake_or_spill(struct claim *claim, enum record_kind kind, int sli
 
 	if (rc || !record)
 		return rc;
-	record->bytes = bytes;
-	if (likely(!vgpu_charge_if_room(claim->tenant, record->row, record->account, bytes)))
-		return CUDA_SUCCESS;
-	if (!charge_again(claim, record->row, record->account, bytes))
+	record->bytes = vgpu_granule_round(claim->tenant, slice, bytes);
+	if (likely(!vgpu_charge_if_room(claim->tenant, record->row, record->account,
+					record->bytes)) ||
+	    !charge_again(claim, record->row, record->account, record->bytes))
 		return CUDA_SUCCESS;
 	if (vgpu_quota_of(claim->tenant->grant, VGPU_SPILL + record->account) &&
 	    !charge_both(claim, record, bytes))

@@ -37,12 +37,15 @@ CUresult vgpu_claim(struct claim *claim, const struct driver *driver, const stru
 /* Charge `bytes` on `account`, which may also be a SLICE_... code for none.
  * CUDA_SUCCESS also when there is nothing to charge yet. */
 CUresult vgpu_stake(struct claim *claim, enum record_kind kind, int account, uint64_t bytes);
-/* The same, but what the device's part of the slice has no room for is charged
- * on its spill account, if the grant has one: then `record->spilled` is not 0. */
+/* The same for memory of `bytes` of which the device takes vgpu_granule_round.  What
+ * the device's part of the slice has no room for is charged on its spill account,
+ * if the grant has one, and not rounded: then `record->spilled` is not 0. */
 CUresult vgpu_stake_or_spill(struct claim *claim, enum record_kind kind, int slice, uint64_t bytes);
 /* The device has less room than the quota said: charge all of what was staked on the
  * spill account instead.  0, or -1 when the grant has none or it is full. */
 int vgpu_spill_staked(struct claim *claim);
+/* What linear memory of `bytes` takes of the device; `slice` may be a code for none. */
+uint64_t vgpu_granule_round(const struct tenant *tenant, int slice, uint64_t bytes);
 /* The driver has answered `rc`, and made `key`.  Returns the answer for the
  * program: if that is an error and `rc` was none, the caller ends the object. */
 CUresult vgpu_conclude(struct claim *claim, CUresult rc, uint64_t key);

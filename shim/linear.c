@@ -47,15 +47,14 @@ static void advise(const struct driver *driver, CUdeviceptr from, uint64_t bytes
 	driver->used.cuMemAdvise(from, bytes, CU_MEM_ADVISE_SET_ACCESSED_BY, device);
 }
 
-static CUresult place_spilled(const struct claim *claim, CUdeviceptr pointer)
+static CUresult place_spilled(const struct claim *claim, CUdeviceptr pointer, uint64_t bytes)
 {
-	const struct record *record = claim->record;
+	uint64_t here = claim->record->bytes < bytes ? claim->record->bytes : bytes;
 	CUdevice device;
 
 	if (!claim->driver->used.cuCtxGetDevice(&device)) {
-		advise(claim->driver, pointer, record->bytes, device, device);
-		advise(claim->driver, pointer + record->bytes, record->spilled, CU_DEVICE_CPU,
-		       device);
+		advise(claim->driver, pointer, here, device, device);
+		advise(claim->driver, pointer + here, bytes - here, CU_DEVICE_CPU, device);
 	}
 	return CUDA_SUCCESS;
 }
@@ -64,7 +63,7 @@ static CUresult allocate_spilled(const struct claim *claim, CUdeviceptr *pointer
 {
 	CUresult rc = claim->driver->real.cuMemAllocManaged(pointer, bytes, CU_MEM_ATTACH_GLOBAL);
 
-	return rc ? rc : place_spilled(claim, *pointer);
+	return rc ? rc : place_spilled(claim, *pointer, bytes);
 }
 
 static int is_spilled(const struct claim *claim)
@@ -108,7 +107,7 @@ CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsigned int flag
 		return rc;
 	rc = driver->real.cuMemAllocManaged(pointer, bytes, flags);
 	if (!rc && is_spilled(&claim))
-		rc = place_spilled(&claim, *pointer);
+		rc = place_spilled(&claim, *pointer, bytes);
 	return conclude(&claim, rc, pointer);
 }
 
@@ -125,10 +124,22 @@ static CUresult stake_unspilled(struct claim *claim, const struct driver *driver
 				const struct tenant *tenant, uint64_t bytes)
 {
 	CUresult rc = vgpu_claim(claim, driver, tenant);
+	int slice;
 
-	return rc ? rc
-		  : vgpu_stake(claim, RECORD_POINTER,
-			       vgpu_current_slice(driver, tenant, claim->process), bytes);
+	if (rc)
+		return rc;
+	slice = vgpu_current_slice(driver, tenant, claim->process);
+	return vgpu_stake(claim, RECORD_POINTER, slice, vgpu_granule_round(tenant, slice, bytes));
+}
+
+/* What it really takes. */
+static int true_up(const struct claim *claim, uint64_t bytes)
+{
+	const struct record *record = claim->record;
+
+	return record ? vgpu_true_up(claim,
+				     vgpu_granule_round(claim->tenant, record->account, bytes))
+		      : 0;
 }
 
 /* From before CUDA 3.2: as cuMemFree. */
@@ -173,7 +184,7 @@ CUresult cuMemAlloc(CUdeviceptr_v1 *pointer, unsigned int bytes)
 		if (rc)                                                                            \
 			return rc;                                                                 \
 		rc = driver->real.symbol(pointer, pitch, width, height, element_bytes);            \
-		if (!rc && vgpu_true_up(&claim, (uint64_t)*pitch * height)) {                      \
+		if (!rc && true_up(&claim, (uint64_t)*pitch * height)) {                           \
 			driver->real.free(*pointer);                                               \
 			rc = CUDA_ERROR_OUT_OF_MEMORY;                                             \
 		}                                                                                  \

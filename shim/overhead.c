@@ -237,10 +237,12 @@ static void enter(const struct overhead *overhead, CUcontext context)
 CUresult vgpu_context_begun(struct overhead *overhead, CUresult rc, const CUcontext *context)
 {
 	struct claim *claim = &overhead->claim;
+	uint32_t row;
 	uint64_t bytes;
 
 	if (!claim->record)
 		return rc;
+	row = claim->record->row;
 	bytes = claim->record->bytes;
 	if (!rc && !overhead->is_known)
 		bytes = measure(overhead, *context);
@@ -249,10 +251,12 @@ CUresult vgpu_context_begun(struct overhead *overhead, CUresult rc, const CUcont
 		vgpu_guess_end(claim->tenant, claim->record->row, overhead->slice);
 	if (!rc && vgpu_true_up(claim, bytes))
 		rc = CUDA_ERROR_OUT_OF_MEMORY;
-	if (rc)
+	if (rc) {
 		vgpu_give_back(claim->tenant, claim->process, claim->record);
-	else
-		enter(overhead, *context);
+		return rc;
+	}
+	enter(overhead, *context);
+	vgpu_granule_learn(claim->driver, claim->tenant, row, overhead->slice, *context);
 	return rc;
 }
 

@@ -48,4 +48,10 @@ void vgpu_guess_end(const struct tenant *tenant, uint32_t row, int slice);
  * ask again. */
 int vgpu_guess_wait(const struct tenant *tenant, struct process *process, int slice, int turn);
 
+/* ---- granule.c: what the driver rounds allocations up to ---- */
+
+/* Find out, if that is not known yet. */
+void vgpu_granule_learn(const struct driver *driver, const struct tenant *tenant, uint32_t row,
+			int slice, CUcontext context);
+
 #endif

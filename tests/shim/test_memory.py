@@ -120,6 +120,7 @@ def test_a_size_beyond_all_memory_is_the_drivers_to_refuse(make_tenant: Make, ba
 
 
 def test_pitched_memory_is_charged_with_the_drivers_pitch(make_tenant: Make, quota: int) -> None:
+    """And in the driver's blocks, if it has any."""
     script = """
     from client import *
     up()
@@ -128,9 +129,31 @@ def test_pitched_memory_is_charged_with_the_drivers_pitch(make_tenant: Make, quo
     check(cuda.cuMemAllocPitch_v2(ctypes.byref(made), ctypes.byref(pitch), size(1000), size(3000), 4))
     charged = total - info()[0]
     check(free(made))
-    answer([charged == pitch.value * 3000, info()[0] == total])
+    exact, block = pitch.value * 3000, 2 << 20
+    answer([charged in (exact, -(-exact // block) * block), info()[0] == total])
     """
     assert make_tenant(quota).ask(script) == [True, True]
+
+
+@pytest.mark.parametrize("size", [3 * MIB, 2 * MIB + 1, 5 * MIB - 1, MIB + MIB // 2])
+def test_what_the_driver_rounds_up_to_is_charged(
+    make_machine: Callable[[str], Driver], make_tenant: Make, size: int
+) -> None:
+    """Blocks of odd sizes: what the device has given is what is charged, and stays within the quota."""
+    script = f"""
+    from client import *
+    import judge
+    up()
+    made = 0
+    while made < 1000 and alloc({size})[0] == 0:
+        made += 1
+    answer([made, judge.taken()])
+    """
+    block, quota = -(-size // (2 * MIB)) * 2 * MIB, 200 * MIB
+    machine = make_machine("h200")
+    tenant = make_tenant(quota, on=machine)
+    assert tenant.ask(script) == [quota // block, quota // block * block]
+    assert Tenant(machine, preload="").ask(script)[1] > quota
 
 
 def test_hundred_thousand_live_allocations_are_freed_to_the_last_byte(make_tenant: Make, quota: int) -> None:
