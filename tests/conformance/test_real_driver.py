@@ -55,7 +55,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def places(real_driver: Path, tmp_path: Path) -> Iterator[tuple[Tenant, Tenant]]:
     """The driver alone, and a tenant with both kinds of limits on it."""
     device = vgpu_shim.Device("GPU-00000000-0000-0000-0000-000000000001", "a device", 8 * GIB)
-    driver = Real((device,), None, real_driver)
+    driver = Real((device,), None, folder=real_driver)
     bare, tenant = Tenant(driver, preload=""), create(tmp_path, driver, QUOTA, 30, [0])
     yield bare, tenant
     tenant.stop()
