@@ -20,18 +20,18 @@ def _mapped(path: Path, struct: str, module: str) -> Any:
     ffi = __import__(f"vgpu_runtime._native.{module}", fromlist=["ffi"]).ffi
     with path.open("rb") as file:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return ffi.cast(f"struct {struct} *", ffi.from_buffer(view)), view
+    return ffi.from_buffer(f"struct {struct} *", view)
 
 
 def ledger() -> Any:
     """The tenant's `struct vgpu_ledger`."""
-    return _mapped(Path(os.environ["VGPU_TENANT"]) / "ledger", "vgpu_ledger", "_abi")[0]
+    return _mapped(Path(os.environ["VGPU_TENANT"]) / "ledger", "vgpu_ledger", "_abi")
 
 
 def machine() -> Any:
     """The simulated `struct sim_machine`."""
     directory = os.environ["LD_LIBRARY_PATH"].partition(":")[0]
-    return _mapped(Path(directory) / "machine", "sim_machine", "_machine")[0]
+    return _mapped(Path(directory) / "machine", "sim_machine", "_machine")
 
 
 def charged(slice_index: int = 0) -> int:
@@ -64,3 +64,10 @@ def held(device: int = 0) -> int:
         if shared.processes[slot].pid == os.getpid() and shared.processes[slot].state == 1:
             return int(shared.devices[device].shares[slot].memory)
     return 0
+
+
+# Before there are threads: cffi finds out about a structure when it is first looked into, and not for two at once.
+if "VGPU_TENANT" in os.environ:
+    charged(), spilled(), host()
+if (Path(os.environ["LD_LIBRARY_PATH"].partition(":")[0]) / "machine").exists():
+    taken(), held()
