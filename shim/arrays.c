@@ -189,10 +189,12 @@ static CUresult stake(struct claim *claim, const struct driver *driver, const st
 		      uint64_t bytes)
 {
 	CUresult rc = vgpu_claim(claim, driver, tenant);
+	int slice;
 
-	return rc ? rc
-		  : vgpu_stake(claim, RECORD_OBJECT,
-			       vgpu_current_slice(driver, tenant, claim->process), bytes);
+	if (rc)
+		return rc;
+	slice = vgpu_current_slice(driver, tenant, claim->process);
+	return vgpu_stake(claim, RECORD_OBJECT, slice, vgpu_granule_round(tenant, slice, bytes));
 }
 
 #define CREATE(symbol, object, destroy, parameters, arguments, description, levels)                \

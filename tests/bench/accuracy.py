@@ -69,7 +69,7 @@ def cases(room: int) -> Iterator[tuple[str, int, int]]:
     for kind in KINDS:
         for size in (*SIZES, rest - 64 * MIB, rest + 64 * MIB):
             yield kind, size, MANY if size < 2 * MIB else 1
-        yield kind, ODD, rest // (ODD + MIB) if kind in ROUNDED else rest // ODD
+        yield kind, ODD, rest // (ODD + MIB)
 
 
 def measure(prefix: Sequence[str], inside: Mapping[str, str], outside: Mapping[str, str]) -> Matrix:

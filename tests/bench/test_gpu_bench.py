@@ -54,8 +54,8 @@ def test_every_kind_and_size_is_in_the_matrix(result: dict[str, Any]) -> None:
     assert {size for kind, size in rows if kind == "linear"} >= set(accuracy.SIZES)
 
 
-def test_what_is_charged_is_what_is_asked_for_and_all_of_it_comes_back(result: dict[str, Any]) -> None:
-    """By whole blocks for those kinds that are asked for in blocks; what is too much is refused."""
+def test_what_is_charged_is_what_the_device_gives_and_all_of_it_comes_back(result: dict[str, Any]) -> None:
+    """By whole blocks, but for what shares one with others; what is too much is refused."""
     memory = result["memory"]
     assert memory["context_charged"] == memory["context_nvml"] == 300 * accuracy.MIB
     for row in memory["rows"]:
@@ -64,7 +64,7 @@ def test_what_is_charged_is_what_is_asked_for_and_all_of_it_comes_back(result: d
             assert (row["code"], row["charged"]) == (2, 0), row
             continue
         assert row["code"] == 0, row
-        if row["kind"] in accuracy.ROUNDED:
+        if row["kind"] in accuracy.ROUNDED or row["size"] > accuracy.MIB:
             assert row["charged"] == row["nvml"] >= row["requested"], row
         else:
             assert row["charged"] == row["requested"], row
