@@ -52,8 +52,9 @@ static void undo_retain(const struct driver *driver, CUcontext context, CUdevice
 		if (!context || !vgpu_tenant()->ledger || exists)                                  \
 			return driver->real.symbol arguments;                                      \
 		rc = vgpu_context_begin(&overhead, driver, device);                                \
+		/* Another thread may have made it while this one waited for room. */              \
 		if (rc)                                                                            \
-			return rc;                                                                 \
+			return exists ? driver->real.symbol arguments : rc;                        \
 		rc = driver->real.symbol arguments;                                                \
 		answer = vgpu_context_begun(&overhead, rc, context);                               \
 		if (answer && !rc)                                                                 \

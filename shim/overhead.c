@@ -142,15 +142,18 @@ CUresult vgpu_context_begin(struct overhead *overhead, const struct driver *driv
 	known = known_size(overhead);
 	overhead->is_known = known >= 0;
 	rc = vgpu_stake(claim, RECORD_CONTEXT, overhead->slice, known < 0 ? 0 : (uint64_t)known);
-	if (rc || overhead->is_known)
+	if (rc)
 		return rc;
-	rc = stake_guess(overhead);
+	if (!overhead->is_known)
+		rc = stake_guess(overhead);
 	if (rc) {
 		vgpu_give_back(tenant, claim->process, claim->record);
-	} else if (!overhead->is_known) {
-		vgpu_guess_begin(tenant, claim->record->row, overhead->slice);
-		look(overhead);
+		return rc;
 	}
+	/* Also what is known: it may turn out that another thread makes the same one. */
+	vgpu_guess_begin(tenant, claim->record->row, overhead->slice);
+	if (!overhead->is_known)
+		look(overhead);
 	return rc;
 }
 
@@ -237,8 +240,9 @@ static void enter(const struct overhead *overhead, CUcontext context)
 CUresult vgpu_context_begun(struct overhead *overhead, CUresult rc, const CUcontext *context)
 {
 	struct claim *claim = &overhead->claim;
-	uint32_t row;
 	uint64_t bytes;
+	uint32_t row;
+	int is_short;
 
 	if (!claim->record)
 		return rc;
@@ -246,17 +250,21 @@ CUresult vgpu_context_begun(struct overhead *overhead, CUresult rc, const CUcont
 	bytes = claim->record->bytes;
 	if (!rc && !overhead->is_known)
 		bytes = measure(overhead, *context);
-	/* From now on what is charged is the truth, and nobody need wait for it. */
-	if (!overhead->is_known)
-		vgpu_guess_end(claim->tenant, claim->record->row, overhead->slice);
+	/* Nobody need wait any more for what is charged: before more is asked for, lest two
+	 * wait for each other, and not before something is given back. */
+	is_short = bytes > claim->record->bytes;
+	if (is_short)
+		vgpu_guess_end(claim->tenant, row, overhead->slice);
 	if (!rc && vgpu_true_up(claim, bytes))
 		rc = CUDA_ERROR_OUT_OF_MEMORY;
 	if (rc) {
 		vgpu_give_back(claim->tenant, claim->process, claim->record);
-		return rc;
+	} else {
+		enter(overhead, *context);
+		vgpu_granule_learn(claim->driver, claim->tenant, row, overhead->slice, *context);
 	}
-	enter(overhead, *context);
-	vgpu_granule_learn(claim->driver, claim->tenant, row, overhead->slice, *context);
+	if (!is_short)
+		vgpu_guess_end(claim->tenant, row, overhead->slice);
 	return rc;
 }
 
