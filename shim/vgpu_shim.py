@@ -163,8 +163,21 @@ _CURES = {
 # ---- the node's side -----------------------------------------------------------------------------------
 
 
+class _Memory2(ctypes.Structure):
+    """`nvmlMemory_v2_t`; bytes."""
+
+    _fields_ = [("version", ctypes.c_uint)] + [
+        (name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")
+    ]
+    VERSION = 0x02000028  # 2, and the structure's size
+
+
 def _memory_of(nvml: ctypes.CDLL, handle: ctypes.c_void_p) -> int:
-    total_free_used = (ctypes.c_ulonglong * 3)()
+    """What programs can have of a device: what the driver keeps for itself nobody can be given."""
+    memory, total_free_used = _Memory2(_Memory2.VERSION), (ctypes.c_ulonglong * 3)()
+    newer = getattr(nvml, "nvmlDeviceGetMemoryInfo_v2", None)  # not in drivers before 510
+    if newer is not None and not newer(handle, ctypes.byref(memory)):
+        return int(memory.total - memory.reserved)
     _nvml_check(nvml, nvml.nvmlDeviceGetMemoryInfo(handle, total_free_used), "nvmlDeviceGetMemoryInfo")
     return int(total_free_used[0])
 

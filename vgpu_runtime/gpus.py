@@ -76,8 +76,17 @@ def _device(nvml: Any, handle: Any, index: str) -> Device:
         uuid=str(nvml.nvmlDeviceGetUUID(handle)),
         index=index,
         name=str(nvml.nvmlDeviceGetName(handle)),
-        memory=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        memory=_memory(nvml, handle),
     )
+
+
+def _memory(nvml: Any, handle: Any) -> int:
+    """What programs can have of a device: what the driver keeps for itself nobody can be given."""
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except nvml.NVMLError:  # a driver older than the figure
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return int(memory.total - memory.reserved)
 
 
 def _mig_is_on(nvml: Any, handle: Any) -> bool:

@@ -155,6 +155,11 @@ class Device:
         """Bytes in all, as NVML counts them: those that the driver keeps included."""
         return int(self.fields["memory_total"])
 
+    @property
+    def usable(self) -> int:
+        """Bytes that programs can have: without those that the driver keeps."""
+        return self.memory - int(self.fields["memory_reserved"])
+
 
 @dataclass(frozen=True, slots=True)
 class Description:

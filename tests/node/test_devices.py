@@ -11,7 +11,7 @@ import build
 import pytest
 
 GIB = 2**30
-H200 = 143_771 * GIB // 1024  # bytes that NVML counts on the simulated one
+H200 = 143_165 * GIB // 1024  # bytes that programs can have of the simulated one
 
 
 def visible(vgpu: Any, *options: object, sim: str = "2xh200") -> list[str]:

@@ -33,7 +33,7 @@ def test_a_tenant_is_listed_with_its_quota_its_usage_and_its_processes(vgpu: Any
     }
     assert part["quota"].pop("device").startswith("GPU-")
     assert part["quota"] == {
-        "device_memory": 143_771 * 2**20, "memory": 10 * GIB, "cores": 30, "policy": "fixed", "spill": 0
+        "device_memory": 143_165 * 2**20, "memory": 10 * GIB, "cores": 30, "policy": "fixed", "spill": 0
     }  # fmt: skip
     assert part["usage"]["memory"] == 4 * GIB
     assert part["usage"]["refusals"] == 0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 GIB = 2**30
-H200 = 143_771 * GIB // 1024  # bytes that NVML counts on the simulated one
+H200 = 143_165 * GIB // 1024  # bytes that programs can have of the simulated one
 CONTEXT = 300 * 2**20  # what a program's context takes on the simulated one
 
 

@@ -36,7 +36,7 @@ def test_all_ways_to_ask_for_memory_agree_on_the_slice(make_tenant: Make, quota:
 def test_without_us_the_device_is_shown(bare: Tenant, driver: Driver, quota: int) -> None:
     _, total, device, _, _, first, _ = ask(bare, MEMORY.format(amount=quota // 4))
     assert total == device > quota
-    assert first["total"] == driver.devices[0].memory
+    assert total == driver.devices[0].memory <= first["total"], "what programs can have"
 
 
 def test_a_slice_without_a_limit_shows_the_device(make_tenant: Make, bare: Tenant, quota: int) -> None:

@@ -92,7 +92,7 @@ def simulated(spec: str, directory: Path, **knobs: int) -> Driver:
     """A new simulated machine, where a context takes nothing for itself unless a knob says so."""
     machine = machines.create(spec, directory)
     set_knobs(machine, **{"context_overhead": 0, **knobs})
-    return Driver(tuple(vgpu_shim.Device(one.uuid, one.name, one.memory) for one in machine.devices), machine)
+    return Driver(tuple(vgpu_shim.Device(one.uuid, one.name, one.usable) for one in machine.devices), machine)
 
 
 def set_knobs(machine: machines.Machine, **knobs: int) -> None:
