@@ -157,7 +157,7 @@ def test_what_spills_is_left_to_other_containers(node: Containers) -> None:
     for identity, spill in (("c1", "40%"), ("c2", "40%")):
         node.bundle(identity, "/bin/sleep", "60", env={"VGPU_MEMORY": "80%", "VGPU_SPILL": spill})
         node.start(identity)
-    (total,) = node.outside()["nvml"].values()
+    total = node.outside()["cuda"]
     for identity in ("c1", "c2"):
         assert list(found(node.execute(identity, *slice_command()))["nvml"].values()) == [total * 4 // 5]
 
@@ -165,7 +165,7 @@ def test_what_spills_is_left_to_other_containers(node: Containers) -> None:
 def test_annotations_leave_the_environment_no_say(node: Containers) -> None:
     annotations = {"vgpu.io/memory": "25%"}
     node.bundle("c1", *slice_command(), env={"VGPU_MEMORY": "100%", "VGPU_CORES": "no"}, annotations=annotations)
-    (total,) = node.outside()["nvml"].values()
+    total = node.outside()["cuda"]
     assert found(node.run("c1"))["cuda"] == total // 4
 
 
