@@ -150,6 +150,8 @@ CUresult vgpu_stake_or_spill(struct claim *claim, enum record_kind kind, int sli
 
 	if (rc || !record)
 		return rc;
+	/* To be written in a moment: fetched once, not first to be read. */
+	__builtin_prefetch(&claim->tenant->ledger->slices[slice], 1);
 	record->bytes = vgpu_granule_round(claim->tenant, slice, bytes);
 	if (likely(!vgpu_charge_if_room(claim->tenant, record->row, record->account,
 					record->bytes)) ||

@@ -36,8 +36,9 @@ extern __thread struct seat vgpu_my_seat __attribute__((tls_model("initial-exec"
 
 /* ---- records.c: which allocation was charged how -------------------------------- */
 
-#define RECORD_BUCKETS (1u << 17) /* 100,000 allocations: less than one in each */
-#define RECORD_STRIPES 64         /* locks: each for every 64th bucket */
+#define RECORD_BUCKETS (1u << 17)            /* 100,000 allocations: less than one in each */
+#define ALIGNED __attribute__((aligned(64))) /* nobody else's cache line */
+#define RECORD_STRIPES 64                    /* locks: each for every 64th bucket */
 
 /* What a key is.  Numbers of two kinds may be equal and mean two things. */
 enum record_kind {
@@ -90,13 +91,13 @@ struct records {
 	struct {
 		struct lock lock;
 		uint32_t padding[15];
-	} stripes[RECORD_STRIPES];
+	} stripes[RECORD_STRIPES] ALIGNED;
 	struct {
 		struct lock lock;
 		struct record *free;              /* records given back */
 		struct record *fresh, *fresh_end; /* records never used */
 		uint64_t padding[4];
-	} stocks[VGPU_LANES]; /* by seat */
+	} stocks[VGPU_LANES] ALIGNED; /* by seat */
 	struct record *buckets[RECORD_BUCKETS];
 };
 
