@@ -16,72 +16,6 @@
 
 #define FLAG_UPLOAD 2
 
-/* ---- what is known of an executable graph ------------------------------------------- */
-
-/* Records of one graph are told apart by their slice: no two handles are that close. */
-static uint64_t key_of(CUgraphExec exec, uint32_t slice)
-{
-	return (uintptr_t)exec + slice;
-}
-
-static void forget(struct process *process, CUgraphExec exec)
-{
-	if (!__atomic_load_n(&process->graphs_with_memory, __ATOMIC_RELAXED))
-		return;
-	for (uint32_t slice = 0; slice < VGPU_MAX_SLICES; slice++) {
-		struct record *record =
-			vgpu_record_take(&process->records, RECORD_GRAPH, key_of(exec, slice));
-
-		if (!record)
-			continue;
-		vgpu_record_free(&process->records, record);
-		__atomic_fetch_sub(&process->graphs_with_memory, 1, __ATOMIC_RELAXED);
-	}
-}
-
-static CUresult note(struct process *process, const struct graph_need *need, CUgraphExec exec)
-{
-	struct records *records = &process->records;
-
-	forget(process, exec);
-	for (uint32_t slice = 0; slice < VGPU_MAX_SLICES; slice++) {
-		struct record *record;
-
-		if (!need->peak[slice])
-			continue;
-		record = vgpu_record_new(records);
-		if (!record) {
-			forget(process, exec);
-			return CUDA_ERROR_OUT_OF_MEMORY;
-		}
-		*record = (struct record){.kind = RECORD_GRAPH,
-					  .key = key_of(exec, slice),
-					  .account = (uint8_t)slice,
-					  .bytes = need->peak[slice],
-					  .sum = need->sum[slice],
-					  .is_holding = need->now[slice] != 0};
-		__atomic_fetch_add(&process->graphs_with_memory, 1, __ATOMIC_RELAXED);
-		vgpu_record_enter(records, record);
-	}
-	return CUDA_SUCCESS;
-}
-
-static int copy_record(struct record *record, void *copy)
-{
-	*(struct record *)copy = *record;
-	return 0;
-}
-
-static int note_launch(struct record *record, void *copy)
-{
-	const struct record *from = copy;
-
-	record->stream = from->stream;
-	record->trims = from->trims;
-	record->epoch = from->epoch;
-	return 0;
-}
-
 /* ---- launching ---------------------------------------------------------------------- */
 
 /* Memory of one launch on one slice. */
@@ -111,8 +45,7 @@ static void prepare(struct fuel *fuel, const struct driver *driver, const struct
 		struct pool *pool;
 		int device;
 
-		if (vgpu_record_visit(&process->records, RECORD_GRAPH, key_of(exec, slice),
-				      copy_record, &part->record))
+		if (vgpu_graph_known(process, exec, slice, &part->record))
 			continue;
 		device = vgpu_device_of_slice(process, (int)slice);
 		pool = device < 0 ? NULL : vgpu_pool_of(process, (uint64_t)device, 1, (int)slice);
@@ -227,8 +160,7 @@ static void end(struct fuel *fuel)
 		part->record.trims = (uint32_t)pool->trims;
 		part->record.epoch = (uint32_t)pool->epoch;
 		vgpu_unlock(&pool->lock);
-		vgpu_record_visit(&part->request.process->records, RECORD_GRAPH, part->record.key,
-				  note_launch, &part->record);
+		vgpu_graph_note_launch(part->request.process, &part->record);
 	}
 }
 
@@ -349,7 +281,7 @@ static CUresult born(const struct birth *birth, CUgraphExec *exec, CUresult rc)
 {
 	if (rc || !birth->process)
 		return rc;
-	rc = note(birth->process, &birth->need, *exec);
+	rc = vgpu_graph_note(birth->process, &birth->need, *exec);
 	if (rc)
 		birth->driver->real.cuGraphExecDestroy(*exec);
 	return rc;
@@ -406,7 +338,7 @@ static CUresult instantiate_with(instantiate real, CUgraphExec *exec, CUgraph gr
 					  : birth.driver->real.cuGraphUpload,
 			       birth.driver, *exec, stream);
 	if (rc) {
-		forget(birth.process, *exec);
+		vgpu_graph_forget(birth.process, *exec);
 		birth.driver->real.cuGraphExecDestroy(*exec);
 	}
 	return rc;
@@ -434,7 +366,7 @@ CUresult cuGraphExecDestroy(CUgraphExec exec)
 
 	/* First: the handle may be another graph's as soon as it is free. */
 	if (process && exec)
-		forget(process, exec);
+		vgpu_graph_forget(process, exec);
 	return vgpu_driver(LIBRARY_CUDA)->real.cuGraphExecDestroy(exec);
 }
 
