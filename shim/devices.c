@@ -117,6 +117,27 @@ int vgpu_slice_of_device(const struct driver *driver, const struct tenant *tenan
 	return mapped_slice(process, device);
 }
 
+/* Types that later drivers add name a device by `id`, as far as they name one. */
+int vgpu_slice_of_location(const struct driver *driver, const struct tenant *tenant,
+			   struct process *process, const CUmemLocation *location)
+{
+	int device = location->id;
+
+	switch ((unsigned int)location->type) {
+	case CU_MEM_LOCATION_TYPE_NONE:
+	case CU_MEM_LOCATION_TYPE_HOST:
+	case CU_MEM_LOCATION_TYPE_HOST_NUMA:
+	case CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT:
+		return SLICE_NONE;
+	case CU_MEM_LOCATION_TYPE_DEVICE_LOCALITY_DOMAIN:
+		device &= 0xff;
+		break;
+	default:
+		break;
+	}
+	return vgpu_slice_of_device(driver, tenant, process, device);
+}
+
 int vgpu_current_slice(const struct driver *driver, const struct tenant *tenant,
 		       struct process *process)
 {

@@ -43,10 +43,10 @@ static void add(struct walk *walk, struct scratch *scratch,
 	uint64_t bytes = (memory->bytesize + POOL_BLOCK - 1) / POOL_BLOCK * POOL_BLOCK;
 	int slice;
 
-	if (memory->poolProps.location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+	slice = vgpu_slice_of_location(walk->driver, walk->tenant, walk->process,
+				       &memory->poolProps.location);
+	if (slice == SLICE_NONE)
 		return;
-	slice = vgpu_slice_of_device(walk->driver, walk->tenant, walk->process,
-				     memory->poolProps.location.id);
 	if (slice < 0) {
 		need->is_refused = 1;
 		return;

@@ -12,11 +12,6 @@
 /* More than any module takes. */
 #define MODULE_MOST (256ull << 20)
 
-static uint64_t lesser(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 static CUresult begin_load(struct overhead *overhead, const struct driver *driver)
 {
 	const struct tenant *tenant = vgpu_tenant();

@@ -6,11 +6,6 @@
  */
 #include "nvml_view.h"
 
-static uint64_t lesser(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 /* Version 1 does not tell what the driver keeps; version 2 does, if it is there. */
 static uint64_t reserved_bytes(const struct driver *driver, nvmlDevice_t device)
 {

@@ -23,11 +23,6 @@
 /* More than any context takes: what is beyond was another tenant's. */
 #define CONTEXT_MOST (2ull << 30)
 
-static uint64_t lesser(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 /* ---- what contexts, modules and limits have in common ------------------------------------------
  */
 

@@ -24,6 +24,11 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+static inline uint64_t lesser(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
 /* What a tenant whose files cannot be used gets to hear: codes that the
  * vendor documents for "the system is not set up for this". */
 #define FAULTY_CUDA ((CUresult)802) /* CUDA_ERROR_SYSTEM_NOT_READY */
@@ -155,6 +160,9 @@ struct process;
 
 int vgpu_slice_of_device(const struct driver *driver, const struct tenant *tenant,
 			 struct process *process, CUdevice device);
+/* Slice of the device that a location names; SLICE_NONE: it is the host's. */
+int vgpu_slice_of_location(const struct driver *driver, const struct tenant *tenant,
+			   struct process *process, const CUmemLocation *location);
 /* CUDA's number of a slice's device, or -1. */
 int vgpu_device_of_slice(const struct process *process, int slice);
 /* Slice of the calling thread's current context. */

@@ -53,9 +53,10 @@ static int ask_location(const struct driver *driver, CUmemoryPool handle, CUmemL
 static int slice_of_location(const struct driver *driver, const struct tenant *tenant,
 			     struct process *process, const CUmemLocation *location, int is_managed)
 {
-	if (location->type == CU_MEM_LOCATION_TYPE_DEVICE)
-		return vgpu_slice_of_device(driver, tenant, process, location->id);
-	return is_managed ? vgpu_current_slice(driver, tenant, process) : SLICE_NONE;
+	int slice = vgpu_slice_of_location(driver, tenant, process, location);
+
+	return slice == SLICE_NONE && is_managed ? vgpu_current_slice(driver, tenant, process)
+						 : slice;
 }
 
 /* A pool that the program was not seen to make is a device's own, or of no device. */

@@ -9,11 +9,6 @@
 /* The dead hold memory until somebody sweeps: looking often must not cost much. */
 #define SWEEP_PERIOD_NS 100000000
 
-static uint64_t lesser(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 struct view vgpu_view(struct tenant *tenant, int slice, uint64_t total, uint64_t free)
 {
 	struct process *process = vgpu_process();

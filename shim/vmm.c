@@ -21,27 +21,6 @@ static const struct {
 /* ---- making and releasing
  * -------------------------------------------------------------------------- */
 
-/* Types that later drivers add name a device by `id`, as far as they name one. */
-static int slice_of_location(const struct driver *driver, const struct tenant *tenant,
-			     struct process *process, const CUmemLocation *location)
-{
-	int device = location->id;
-
-	switch ((unsigned int)location->type) {
-	case CU_MEM_LOCATION_TYPE_NONE:
-	case CU_MEM_LOCATION_TYPE_HOST:
-	case CU_MEM_LOCATION_TYPE_HOST_NUMA:
-	case CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT:
-		return SLICE_NONE;
-	case CU_MEM_LOCATION_TYPE_DEVICE_LOCALITY_DOMAIN:
-		device &= 0xff;
-		break;
-	default:
-		break;
-	}
-	return vgpu_slice_of_device(driver, tenant, process, device);
-}
-
 static CUresult create(struct claim *claim, CUmemGenericAllocationHandle *handle, size_t bytes,
 		       const CUmemAllocationProp *properties, unsigned long long flags)
 {
@@ -76,7 +55,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
 	rc = vgpu_claim(&claim, driver, tenant);
 	if (rc)
 		return rc;
-	slice = slice_of_location(driver, tenant, claim.process, &properties->location);
+	slice = vgpu_slice_of_location(driver, tenant, claim.process, &properties->location);
 	if (slice == SLICE_NONE || slice == SLICE_UNKNOWN)
 		return driver->real.cuMemCreate(handle, bytes, properties, flags);
 	rc = vgpu_stake(&claim, RECORD_BLOCK, slice, bytes);
